@@ -1,0 +1,1 @@
+"""Environments: our own 3D maze, adapters that turn any environment into frames and actions."""

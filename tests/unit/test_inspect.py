@@ -1,0 +1,101 @@
+"""What ``worldvq data`` prints and draws."""
+
+from __future__ import annotations
+
+import io
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from worldvq.config import EnvConfig
+from worldvq.data.episodes import DatasetMeta, EpisodeStore
+from worldvq.data.inspect import info, preview, verify
+from worldvq.data.tokens import TokenMeta, TokenStore
+from worldvq.errors import UsageError
+from worldvq.types import ActionSpace, Episode
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    space = ActionSpace("discrete", (2,), names=("left", "right"))
+    env = EnvConfig(id="Some/World-v3", kwargs={"level": 7}, size=(16, 20))
+    meta = DatasetMeta(
+        env=env, action_space=space.to_json(), frame_size=(16, 20), policy="held", seed=11, heldout_every=4
+    )
+    with EpisodeStore.create(tmp_path / "d", meta) as store:
+        for number in range(5):
+            steps = 4 + 2 * number
+            frames = np.full((steps + 1, 16, 20, 3), 40 * number, np.uint8)
+            actions = np.arange(steps) % 2
+            rewards = np.full(steps, 0.5, np.float32)
+            store.commit(number, Episode(frames, actions, rewards, terminated=number == 2, truncated=number != 2))
+    return tmp_path / "d"
+
+
+def text_of(table) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_info_of_a_dataset(dataset):
+    text = text_of(info(dataset))
+    for part in (
+        "Some/World-v3 (level=7)",
+        "45 of 16x20",
+        "held, seed 11",
+        "5: 1 terminated, 4 truncated, 0 interrupted",
+        "1 episodes, 11 frames (every 4th)",
+        "5 to 13, mean 9.0",
+        "2 to 6, mean 4",
+        "left 50.0%, right 50.0%",
+        "MiB",
+    ):
+        assert part in text, part
+
+
+def test_info_and_verify_of_tokens(dataset, tmp_path):
+    source = EpisodeStore.open(dataset)
+    meta = TokenMeta(tokenizer_hash="0123456789abcdef", dataset=source.meta, num_codes=64, grid=(2, 2))
+    with TokenStore.create(tmp_path / "t", meta) as store:
+        assert "none" in text_of(info(tmp_path / "t"))
+        store.write(0, np.zeros((5, 2, 2), np.int64), source.read(0))
+    assert "2x2 a frame, 64 codes, tokenizer 0123456789ab" in text_of(info(tmp_path / "t"))
+    assert verify(tmp_path / "t") == [] == verify(dataset)
+
+
+def test_info_of_other_action_kinds(tmp_path):
+    for name, space, text in (
+        ("box", ActionSpace("box", low=(-1.0,), high=(float("inf"),)), "box of 1: [-1, inf]"),
+        ("many", ActionSpace("multi_discrete", (3, 2)), "multi-discrete 3 x 2"),
+    ):
+        meta = DatasetMeta(env=EnvConfig(), action_space=space.to_json(), frame_size=(4, 4), policy="random")
+        with EpisodeStore.create(tmp_path / name, meta) as store:
+            actions = np.zeros((2, *space.shape), space.dtype)
+            store.commit(0, Episode(np.zeros((3, 4, 4, 3), np.uint8), actions, np.zeros(2, np.float32), True, False))
+        assert text in text_of(info(tmp_path / name))
+
+
+def test_preview_draws_every_episode(dataset, tmp_path):
+    sheet, video = preview(dataset, tmp_path / "out")
+    assert [sheet.name, video.name] == ["contact_sheet.png", "preview.mp4"]
+    picture = np.asarray(Image.open(sheet))
+    for number in range(5):  # every episode's grey is somewhere on the sheet
+        assert (picture == 40 * number).all(-1).sum() > 1000
+    frames = iio.imread(video)
+    assert len(frames) == 11  # the longest of episodes 0, 2 and 4 has 13, of 0..3 it has 11
+    assert abs(int(frames[0].max()) - 240) < 40
+
+
+def test_preview_of_nothing(tmp_path):
+    with pytest.raises(UsageError, match="worldvq record"):
+        preview(tmp_path / "missing", tmp_path / "out")
+    meta = DatasetMeta(
+        env=EnvConfig(), action_space=ActionSpace("discrete", (2,)).to_json(), frame_size=(4, 4), policy="random"
+    )
+    EpisodeStore.create(tmp_path / "d", meta).close()
+    with pytest.raises(UsageError, match="no episodes yet"):
+        preview(tmp_path / "d", tmp_path / "out")

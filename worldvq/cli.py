@@ -1,0 +1,315 @@
+"""The command line: verbs that parse, call and print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from worldvq import __version__
+from worldvq.errors import RunError, UsageError, WorldVQError
+
+HELP = """Train a video world model of a 3D environment, then dream in it.
+
+The road: record -> train tokenizer -> tokenize -> train dynamics -> imagine / evaluate.
+`worldvq demo` walks it all in about ten minutes on two CPU cores.
+"""
+app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+train_app = typer.Typer(help="Train a tokenizer, then the dynamics on its tokens.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at a dataset, check it, draw it.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+app.add_typer(data_app, name="data")
+
+ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A YAML file, or a shipped one: maze, doom, tiny.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="For instance tokenizer.width=64")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+TemperatureOption = Annotated[float | None, typer.Option(help="0 takes the most probable token. Default: the evaluation's.")]
+
+
+def _layout(config: str, root: Path | None) -> Any:
+    """Folders of an experiment: ``runs/NAME`` unless said otherwise."""
+    from worldvq.pipeline import Layout
+
+    return Layout(root or Path("runs") / Path(config).stem)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(f"worldvq {__version__}")
+        raise typer.Exit
+
+
+@app.command("record")
+def record_command(
+    env: Annotated[str, typer.Argument(help="A Gymnasium id, for instance worldvq/Maze-v0 or VizdoomMyWayHome-v1.")],
+    out: Annotated[Path, typer.Option(help="Folder of the dataset; an interrupted one is continued.")],
+    overrides: Overrides = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="Take env and record from this YAML.")] = None,
+    episodes: Annotated[int | None, typer.Option(help="Stop after this many episodes.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Stop at the first episode that reaches this many frames.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that play side by side. [default: 2]")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="random, held (random, each action kept a while), module:function or an SB3 zip.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Side of the stored frames, 64 or 84x84. [default: 64]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same episodes, with any number of workers.")] = None,
+) -> None:
+    """Play an environment and store frames, actions and rewards.
+
+    Example: worldvq record VizdoomMyWayHome-v1 --frames 50000 --out runs/doom/data env.frame_skip=4
+    """
+    from worldvq.config import ExperimentConfig, build, load_config
+    from worldvq.config import override as apply
+    from worldvq.data.record import record
+    from worldvq.pipeline import STREAM
+
+    if episodes is not None and frames is not None:
+        raise UsageError("give --episodes or --frames, not both")
+    base = load_config(config) if config else ExperimentConfig()
+    changes: dict[str, Any] = {"env.id": env}
+    if size is not None:
+        changes["env.size"] = changes["tokenizer.frame_size"] = _parse_size(size)
+    given = {"workers": workers, "policy": policy, "seed": seed}
+    if episodes is not None or frames is not None:
+        changes |= {"record.episodes": episodes, "record.frames": frames}
+    changes |= {f"record.{key}": value for key, value in given.items() if value is not None}
+    if not config or base.env.id != env:
+        base = base.model_copy(update={"env": type(base.env)(size=base.env.size, frame_skip=base.env.frame_skip)})
+    full = apply(base, changes, overrides or [])
+    store = record(build(type(full.env), full.env.model_dump(), "env"), full.record, out, stream=STREAM)
+    print(f"{out}: {len(store.entries)} episodes, {sum(e.num_frames for e in store.entries)} frames")
+    store.close()
+
+
+def _parse_size(text: str) -> list[int]:
+    parts = text.lower().split("x")
+    if not all(part.isdigit() for part in parts) or len(parts) > 2:
+        raise UsageError(f"--size {text}: write 64, or height x width as in 84x84")
+    return [int(parts[0]), int(parts[-1])]
+
+
+@train_app.command("tokenizer")
+def train_tokenizer_command(
+    overrides: Overrides = None,
+    config: ConfigOption = "maze",
+    data: Annotated[Path | None, typer.Option(help="Dataset. [default: runs/CONFIG/data]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/CONFIG/tokenizer]")] = None,
+) -> None:
+    """Train the VQ-VAE that turns frames into tokens; run again to resume. Works under `accelerate launch`."""
+    from worldvq.config import load_config
+    from worldvq.pipeline import train_tokenizer
+
+    where = _layout(config, None)
+    out = out or where.tokenizer
+    train_tokenizer(load_config(config, overrides or []), data or where.data, out)
+    print(f"tokenizer: {out}")
+
+
+@train_app.command("dynamics")
+def train_dynamics_command(
+    overrides: Overrides = None,
+    config: ConfigOption = "maze",
+    tokens: Annotated[Path | None, typer.Option(help="Token store. [default: runs/CONFIG/tokens]")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Trained tokenizer. [default: runs/CONFIG/tokenizer]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/CONFIG/dynamics]")] = None,
+    world: Annotated[Path | None, typer.Option(help="Where the world goes. [default: OUT/../world]")] = None,
+) -> None:
+    """Train the action-conditioned dynamics on tokens and join it with its tokenizer into a world."""
+    from worldvq.config import load_config
+    from worldvq.pipeline import train_dynamics
+
+    where = _layout(config, None)
+    out = out or where.dynamics
+    world = world or out.parent / "world"
+    settings = load_config(config, overrides or [])
+    train_dynamics(settings, tokens or where.tokens, tokenizer or where.tokenizer, out, world)
+    print(f"dynamics: {out}\nworld: {world}")
+
+
+@app.command("tokenize")
+def tokenize_command(
+    tokenizer: Annotated[Path, typer.Option(help="Run folder of a trained tokenizer.")],
+    data: Annotated[Path, typer.Option(help="Dataset.")],
+    out: Annotated[Path, typer.Option(help="Folder of the token store.")],
+    device: DeviceOption = "auto",
+) -> None:
+    """Turn every frame of a dataset into tokens, once, so that the dynamics trains on them alone."""
+    from worldvq.pipeline import tokenize
+
+    store = tokenize(tokenizer, data, out, device)
+    print(f"{out}: tokens of {len(store.entries)} episodes")
+
+
+@app.command("imagine")
+def imagine_command(
+    world: Annotated[Path, typer.Option(help="A trained world.")],
+    data: Annotated[Path, typer.Option(help="Dataset whose held-out episodes give the contexts.")],
+    out: Annotated[Path, typer.Option(help="rollout.mp4, .gif or .webm; a PNG strip is written beside it.")] = Path(
+        "rollout.mp4"
+    ),
+    context: Annotated[int, typer.Option(min=1, help="Real frames at the start.")] = 6,
+    frames: Annotated[int, typer.Option(min=1, help="Imagined frames.")] = 10,
+    actions: Annotated[
+        str, typer.Option(help="recorded, paper (all forward / all right), an action's name or number, or a .npy/.json file.")
+    ] = "recorded",
+    clips: Annotated[int, typer.Option(min=1, help="Contexts, one row each.")] = 4,
+    seed: int = 0,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most probable token.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(min=1)] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Imagine what follows held-out contexts and render it beside what really happened."""
+    from worldvq.imagine import imagine
+
+    for path in imagine(
+        world, data, out, context, frames, actions, clips, seed, {"temperature": temperature, "top_k": top_k, "top_p": top_p}, device
+    ):
+        print(path)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    world: Annotated[Path, typer.Option(help="A trained world.")],
+    data: Annotated[Path, typer.Option(help="Dataset; only its held-out episodes are used.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.json, plots, videos and index.html.")],
+    context: Annotated[int, typer.Option(min=1)] = 6,
+    horizon: Annotated[int, typer.Option(min=1, help="Imagined frames a clip.")] = 10,
+    clips: Annotated[int, typer.Option(min=1)] = 256,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    seed: int = 0,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most probable token.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(min=1)] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure imagined frames on held-out episodes, beside the yardsticks that make the numbers mean something."""
+    from worldvq.config import EvaluateConfig, build
+    from worldvq.evaluate import evaluate
+    from worldvq.models.world import WorldModel
+
+    settings = {"context": context, "horizon": horizon, "clips": clips, "batch_size": batch_size, "seed": seed}
+    settings["sampling"] = {"temperature": temperature, "top_k": top_k}
+    report = evaluate(WorldModel.load(world, device), data, out, build(EvaluateConfig, settings, "evaluate"))
+    _print_report(report)
+    print(f"{out / 'report.json'}\n{out / 'index.html'}")
+
+
+@app.command("demo")
+def demo_command(
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Everything goes below this folder; run again to continue.")] = Path("runs/demo"),
+    config: ConfigOption = "maze",
+) -> None:
+    """Record, train, evaluate and render: the whole road, about ten minutes on two CPU cores.
+
+    With --config doom it does the same for a real world (an hour and a half).
+    """
+    from worldvq.config import load_config
+    from worldvq.pipeline import run_all
+
+    settings = load_config(config, overrides or [])
+    report = run_all(settings, out, lambda text: print(f"== {text}", flush=True))
+    _print_report(report)
+    table = Table("stage", "seconds", title="time")
+    for name, seconds in report["stage_seconds"].items():
+        table.add_row(name, f"{seconds:.0f}")
+    Console().print(table)
+    for name in ("data", "tokenizer", "dynamics", "world", "report/report.json", "report/index.html", "rollout.mp4"):
+        print(out / name)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    """A short table: means over the horizon."""
+    title = f"{report['num_clips']} held-out clips, context {report['context']}, horizons 1-{report['horizon']}"
+    table = Table("frames", "PSNR, dB", "SSIM", title=title)
+    for name in ("reconstruction", "imagined", "copy_last", "shuffled_actions"):
+        means = [sum(report[key][name]["mean"]) / report["horizon"] for key in ("psnr", "ssim")]
+        table.add_row(name.replace("_", " "), f"{means[0]:.2f}", f"{means[1]:.3f}")
+    Console().print(table)
+    print(
+        f"{report['nats_per_token']:.3f} nats/token, {report['bits_per_frame']:.0f} bits/frame, "
+        f"codebook perplexity {report['perplexity']:.0f}"
+    )
+
+
+@data_app.command("info")
+def info_command(data: Annotated[Path, typer.Argument(help="Folder of a dataset.")]) -> None:
+    """Print what a dataset holds."""
+    from worldvq.data.inspect import info
+
+    Console().print(info(data))
+
+
+@data_app.command("verify")
+def verify_command(data: Annotated[Path, typer.Argument(help="Folder of a dataset or token store.")]) -> None:
+    """Hash every file against the index; names what is broken."""
+    from worldvq.data.episodes import EpisodeStore
+    from worldvq.data.tokens import TokenStore
+
+    store = (TokenStore if (data / "tokens.json").is_file() else EpisodeStore).open(data)
+    problems = store.verify()
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise RunError(f"{data}: {len(problems)} of {len(store.entries)} episodes are broken")
+    print(f"{data}: {len(store.entries)} episodes, all as committed")
+
+
+@data_app.command("preview")
+def preview_command(
+    data: Annotated[Path, typer.Argument(help="Folder of a dataset.")],
+    out: Annotated[Path | None, typer.Option(help="Where the pictures go. [default: DATA-preview]")] = None,
+) -> None:
+    """Draw a contact sheet (PNG) and a video of a few episodes."""
+    from worldvq.data.inspect import preview
+
+    for path in preview(data, out or data.with_name(data.name + "-preview")):
+        print(path)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        app(arguments, standalone_mode=False)
+    except WorldVQError as error:
+        print(f"worldvq: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("worldvq: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    except typer.Exit as stop:
+        return stop.exit_code
+    except Exception as error:
+        if _is_click_usage(error):
+            print(f"worldvq: error: {error.format_message()}", file=sys.stderr)  # type: ignore[attr-defined]
+            return 2
+        print(f"worldvq: error: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _is_click_usage(error: Exception) -> bool:
+    """Typer carries its own click or the installed one, depending on its version: both errors look like this."""
+    return hasattr(error, "format_message") and hasattr(error, "exit_code")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. ``--debug`` anywhere shows the traceback of an error."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    os.environ.setdefault("ACCELERATE_LOG_LEVEL", "error")
+    runner: Callable[[list[str]], Any] = (lambda given: app(given)) if debug else _run
+    sys.exit(runner(arguments))
+
+
+if __name__ == "__main__":
+    main()

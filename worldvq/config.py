@@ -1,0 +1,339 @@
+"""Every config type, and their strict loading from YAML with ``key.path=value`` overrides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from worldvq.errors import UsageError, did_you_mean
+
+C = TypeVar("C", bound=BaseModel)
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class EnvConfig(_Config):
+    """Which environment, and how it becomes a stream of frames and actions."""
+
+    id: str = "worldvq/Maze-v0"
+    kwargs: dict[str, Any] = {}
+    size: tuple[PositiveInt, PositiveInt] = (64, 64)
+    """Height and width of a stored frame."""
+    observation_key: str | None = None
+    """Key of a Dict observation that holds the image; None finds the only image there is."""
+    crop: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
+    """Pixels cut from the top, bottom, left and right before resizing."""
+    frame_skip: PositiveInt = 1
+    """Each action is repeated this often; rewards add up."""
+    max_steps: PositiveInt | None = None
+    """Truncate episodes after this many (skipped) steps; None leaves it to the environment."""
+
+
+class RecordConfig(_Config):
+    """How much is recorded, by whom, and which episodes are held out."""
+
+    frames: PositiveInt | None = 20_000
+    episodes: PositiveInt | None = None
+    """Stop after this many episodes; overrides ``frames``."""
+    workers: PositiveInt = 2
+    policy: str = "held"
+    """``random``, ``held`` (random, each action kept for a while), ``module:function`` or a path to a SB3 zip."""
+    hold: PositiveInt = 8
+    """Longest number of steps for which ``held`` keeps an action."""
+    seed: NonNegativeInt = 0
+    heldout_every: PositiveInt = 10
+    """Episode n is held out when n % heldout_every == heldout_every - 1."""
+    compression: Literal["none", "zstd"] = "none"
+
+
+class QuantizerConfig(_Config):
+    """The codebook of the VQ-VAE (van den Oord et al. 2017, appendix A.1)."""
+
+    num_codes: PositiveInt = 512
+    code_dim: PositiveInt = 32
+    commitment_cost: NonNegativeFloat = 0.25
+    decay: Fraction = 0.99
+    revive_after: PositiveInt = 20
+    """A code unused for about this many steps is replaced by an encoder output of the batch."""
+
+
+class TokenizerConfig(_Config):
+    """The frame-level VQ-VAE."""
+
+    frame_size: tuple[PositiveInt, PositiveInt] = (64, 64)
+    downsample: Literal[4, 8, 16] = 8
+    """Pixels per token along each axis: 64 at 8 gives 8x8 tokens."""
+    width: PositiveInt = 64
+    """Channels at the highest resolution that is convolved; doubles on the way down, up to 4x."""
+    num_blocks: NonNegativeInt = 2
+    """Residual blocks at token resolution, in the encoder and in the decoder each."""
+    quantizer: QuantizerConfig = QuantizerConfig()
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TokenizerConfig:
+        if any(side % self.downsample for side in self.frame_size):
+            raise ValueError(f"frame_size {self.frame_size} is not divisible by downsample {self.downsample}")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the token grid."""
+        return self.frame_size[0] // self.downsample, self.frame_size[1] // self.downsample
+
+
+class PriorConfig(_Config):
+    """The autoregressive model over the tokens of one frame."""
+
+    kind: Literal["transformer"] = "transformer"
+    width: PositiveInt = 128
+    num_blocks: PositiveInt = 2
+    num_heads: PositiveInt = 4
+
+
+class DynamicsConfig(_Config):
+    """Context network over past frames and actions, and the prior over the next frame."""
+
+    context_frames: PositiveInt = 8
+    """Frames that temporal attention sees, the current one included; the size of the ring cache."""
+    width: PositiveInt = 128
+    num_blocks: PositiveInt = 3
+    num_heads: PositiveInt = 4
+    prior: PriorConfig = PriorConfig()
+
+
+class OptimizerConfig(_Config):
+    """AdamW with linear warm-up and decay to zero over the run."""
+
+    learning_rate: PositiveFloat = 1e-3
+    warmup_steps: NonNegativeInt = 100
+    decay_fraction: Fraction = 1.0
+    """The last fraction of the steps over which the rate falls linearly to zero."""
+    weight_decay: NonNegativeFloat = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    clip_norm: PositiveFloat = 1.0
+
+
+class TrainConfig(_Config):
+    """One training run. A step is one optimizer update on ``batch_size`` clips over all processes."""
+
+    steps: PositiveInt = 5000
+    batch_size: PositiveInt = 64
+    clip_frames: PositiveInt = 1
+    """Frames a clip: 1 for a tokenizer; for dynamics, more than ``context_frames`` trains the sliding window too."""
+    accumulate: PositiveInt = 1
+    """Forward passes a step; the global batch stays ``batch_size``."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    seed: NonNegativeInt = 0
+    log_every: PositiveInt = 50
+    picture_every: PositiveInt = 1000
+    save_every: PositiveInt = 1000
+    keep_checkpoints: PositiveInt = 2
+
+
+class SamplingConfig(_Config):
+    """How tokens are drawn."""
+
+    temperature: NonNegativeFloat = 1.0
+    """0 takes the most probable token."""
+    top_k: PositiveInt | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+class EvaluateConfig(_Config):
+    """The held-out protocol."""
+
+    clips: PositiveInt = 256
+    context: PositiveInt = 6
+    horizon: PositiveInt = 10
+    batch_size: PositiveInt = 64
+    seed: NonNegativeInt = 0
+    sampling: SamplingConfig = SamplingConfig()
+
+
+class ExperimentConfig(_Config):
+    """One YAML file: a whole road from an environment to an imagined video."""
+
+    env: EnvConfig = EnvConfig()
+    record: RecordConfig = RecordConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    tokenizer_training: TrainConfig = TrainConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
+    dynamics_training: TrainConfig = TrainConfig(batch_size=8, clip_frames=16)
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> ExperimentConfig:
+        if self.env.size != self.tokenizer.frame_size:
+            raise ValueError(f"env.size {self.env.size} and tokenizer.frame_size {self.tokenizer.frame_size} differ")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads numbers as YAML 1.2 does and refuses duplicate keys."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float", ":bool", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("worldvq:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "worldvq:float",
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(node.value.replace("_", ""))
+
+
+def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    return float(node.value.replace("_", ""))
+
+
+def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", key_node.start_mark)
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor("worldvq:int", _construct_int)
+_Loader.add_constructor("worldvq:float", _construct_float)
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML text; ``source`` names it in the error.
+
+    Raises:
+        UsageError: The text is no valid YAML, or a key stands twice.
+    """
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{source}: " + " ".join(str(error).split())) from None
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UsageError(f"override '{override}': write key.path=value, for instance tokenizer.width=64")
+    *parents, last = path.split(".")
+    node = data
+    for key in parents:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise UsageError(f"override '{override}': '{key}' is a value, it has no keys below it")
+    node[last] = parse_yaml(text, f"override '{override}'")
+
+
+def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """Names allowed at ``path`` below ``model``, or [] where that is no section."""
+    for key in path:
+        info = model.model_fields.get(str(key))
+        if info is None or not isinstance(info.annotation, type) or not issubclass(info.annotation, BaseModel):
+            return []
+        model = info.annotation
+    return list(model.model_fields)
+
+
+def _describe(error: ValidationError, model: type[BaseModel], source: str) -> str:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        hint = did_you_mean(str(first["loc"][-1]), _known_keys(model, first["loc"][:-1]))
+        return f"{source}: unknown key '{path}'{hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    where = f"{path} = {first['input']!r}: " if path else ""
+    return f"{source}: {where}{message}"
+
+
+def build(model: type[C], data: Any, source: str) -> C:
+    """Validate plain data as a config.
+
+    Raises:
+        UsageError: An unknown key (with the nearest known one) or a wrong value, in one line.
+    """
+    if not isinstance(data, dict):
+        raise UsageError(f"{source}: expected keys and values, got {type(data).__name__}")
+    try:
+        return model.model_validate(data, strict=False)
+    except ValidationError as error:
+        raise UsageError(_describe(error, model, source)) from None
+
+
+def find_config(name: str | Path) -> Path:
+    """Return the path of a config: a file, or the name of one that ships with worldvq (``maze``, ``doom`` …).
+
+    Raises:
+        UsageError: There is no such file or name; the known names are listed.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    here = Path(__file__).resolve().parent
+    folders = [here / "configs", here.parent / "configs"]
+    for folder in folders:
+        shipped = folder / f"{path.name.removesuffix('.yaml')}.yaml"
+        if shipped.is_file() and path.parent in (Path(), Path("configs")):
+            return shipped
+    names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    raise UsageError(f"no config '{name}'{did_you_mean(path.stem, names)}: give a YAML file or one of {', '.join(names)}")
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
+    """Read a YAML experiment and apply ``key.path=value`` overrides.
+
+    Raises:
+        UsageError: Missing file, malformed YAML, unknown key or wrong value.
+    """
+    file = find_config(path)
+    data = parse_yaml(file.read_text(encoding="utf-8"), str(file)) or {}
+    if not isinstance(data, dict):
+        raise UsageError(f"{file}: expected keys and values, got {type(data).__name__}")
+    overrides = list(overrides)
+    for override in overrides:
+        _apply_override(data, override)
+    return build(ExperimentConfig, data, f"{file}" + (f" with {' '.join(overrides)}" if overrides else ""))
+
+
+def override(config: ExperimentConfig, changes: dict[str, Any], overrides: Iterable[str] = ()) -> ExperimentConfig:
+    """Return a config with values changed by key path, then by ``key.path=value`` texts.
+
+    Raises:
+        UsageError: An unknown key or a wrong value.
+    """
+    data = config.model_dump(mode="json")
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        node = data
+        for key in parents:
+            node = node[key]
+        node[last] = value
+    for text in overrides:
+        _apply_override(data, text)
+    return build(ExperimentConfig, data, "options")
+
+
+def dump_yaml(config: BaseModel) -> str:
+    """Return the config as YAML that :func:`parse_yaml` and :func:`build` read back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,1 @@
+"""Part of worldvq; see docs/architecture.md."""

@@ -1,0 +1,160 @@
+"""Clips: windows of T frames or token grids, sampled at random or fixed for evaluation.
+
+Which window stands where is a pure function of (seed, step), so a resumed run, on any number of processes,
+sees exactly the batches that an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+import torch
+
+from worldvq.data.episodes import EpisodeStore
+from worldvq.errors import UsageError
+from worldvq.types import Clip, TokenClip
+
+if TYPE_CHECKING:
+    from worldvq.data.files import Split
+    from worldvq.data.tokens import TokenStore
+
+
+@overload
+def read_clips(store: EpisodeStore, ids: np.ndarray, clip_frames: int) -> Clip: ...
+@overload
+def read_clips(store: TokenStore, ids: np.ndarray, clip_frames: int) -> TokenClip: ...
+@overload
+def read_clips(store: EpisodeStore | TokenStore, ids: np.ndarray, clip_frames: int) -> Clip | TokenClip: ...
+def read_clips(store: EpisodeStore | TokenStore, ids: np.ndarray, clip_frames: int) -> Clip | TokenClip:
+    """Read windows into one batch; what lies past the end of an episode is zero and masked.
+
+    Args:
+        store: Frames or tokens.
+        ids: (B, 2) episode number and first frame of each window.
+        clip_frames: Frames a window, T.
+
+    Raises:
+        UsageError: There is no such episode or frame.
+        CorruptFileError: A file is missing or broken.
+    """
+    batch, space = len(ids), store.action_space
+    is_frames = isinstance(store, EpisodeStore)
+    items = torch.empty((batch, clip_frames, *store.item_shape), dtype=torch.uint8 if is_frames else torch.int64)
+    actions = np.zeros((batch, clip_frames, *space.shape), space.dtype)
+    rewards = np.zeros((batch, clip_frames), np.float32)
+    terminated, mask, action_mask = np.zeros((3, batch, clip_frames), bool)
+    out = items.numpy()
+    for row, (number, start) in enumerate(np.asarray(ids).tolist()):
+        entry = store.entry(number)
+        if not 0 <= start < entry.num_frames:
+            raise UsageError(f"{store.path}: episode {number} has {entry.num_frames} frames, there is no frame {start}")
+        episode = store.mapped(number)
+        num_frames = min(clip_frames, entry.num_frames - start)
+        num_actions = min(clip_frames, entry.num_frames - 1 - start)
+        store.copy_window(number, start, out[row, :num_frames])
+        out[row, num_frames:] = 0
+        actions[row, :num_actions] = episode.actions[start : start + num_actions]
+        rewards[row, :num_actions] = episode.rewards[start : start + num_actions]
+        mask[row, :num_frames] = True
+        action_mask[row, :num_actions] = True
+        if entry.terminated and num_actions and start + num_actions == entry.num_frames - 1:
+            terminated[row, num_actions - 1] = True
+    rest = [torch.from_numpy(array) for array in (actions, rewards, terminated, mask, action_mask)]
+    return Clip(items, *rest) if is_frames else TokenClip(items, *rest)
+
+
+class ClipSampler:
+    """Random windows of a split, by step.
+
+    Every frame that can start a full window is equally likely; an episode shorter than the window counts as
+    one window, which is padded.
+    """
+
+    def __init__(
+        self, store: EpisodeStore | TokenStore, split: Split, clip_frames: int, batch_size: int, seed: int
+    ) -> None:
+        """Fix what is drawn from; episodes committed later are not seen.
+
+        Raises:
+            UsageError: The split is empty, or a size is not positive.
+        """
+        if clip_frames < 1 or batch_size < 1 or seed < 0:
+            raise UsageError(
+                f"clip_frames and batch_size must be at least 1 and seed at least 0, got {clip_frames}, {batch_size}, {seed}"
+            )
+        self.store, self.clip_frames, self.batch_size, self.seed = store, clip_frames, batch_size, seed
+        self._numbers = np.array(store.numbers(split), np.int64)
+        if not len(self._numbers):
+            raise UsageError(
+                f"{store.path} has no {split} episodes ({len(store)} in all, every {store.heldout_every}th is held out); "
+                "record more"
+            )
+        starts = [max(store.entry(int(n)).num_frames - clip_frames + 1, 1) for n in self._numbers]
+        self._ends = np.cumsum(starts)
+
+    @property
+    def num_windows(self) -> int:
+        """Number of different windows."""
+        return int(self._ends[-1])
+
+    def ids(self, step: int) -> np.ndarray:
+        """Episode number and first frame of every window of the global batch of a step, (batch_size, 2) int64."""
+        # The raw words of a counter-based generator: random access by step, and the same in every numpy.
+        words = np.random.Philox(key=self.seed, counter=step << 64).random_raw(self.batch_size)
+        window = (words % np.uint64(self.num_windows)).astype(np.int64)
+        episode = np.searchsorted(self._ends, window, side="right")
+        before = np.concatenate([[0], self._ends])[episode]
+        return np.stack([self._numbers[episode], window - before], axis=1)
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Clip | TokenClip:
+        """Read this process's contiguous slice of the global batch of a step.
+
+        Raises:
+            UsageError: The batch does not divide by the number of processes.
+        """
+        if self.batch_size % world:
+            raise UsageError(f"batch_size {self.batch_size} is not divisible by {world} processes")
+        share = self.batch_size // world
+        return read_clips(self.store, self.ids(step)[rank * share : (rank + 1) * share], self.clip_frames)
+
+
+def heldout_clips(store: EpisodeStore | TokenStore, num_clips: int, clip_frames: int, seed: int = 0) -> np.ndarray:
+    """Choose distinct full windows spread evenly over the held-out episodes.
+
+    They do not overlap as long as there are enough that do not. Fewer are returned where there are fewer.
+
+    Returns:
+        (n, 2) int64, episode number and first frame, n <= num_clips; the same for the same arguments.
+
+    Raises:
+        UsageError: No held-out episode is long enough.
+    """
+    numbers = store.numbers("heldout")
+    if not numbers:
+        raise UsageError(
+            f"{store.path} has no held-out episodes ({len(store)} in all, every {store.heldout_every}th is held out); "
+            "record more, or with a smaller record.heldout_every"
+        )
+    lengths = {number: store.entry(number).num_frames for number in numbers}
+    longest = max(numbers, key=lambda number: lengths[number])
+    if lengths[longest] < clip_frames:
+        raise UsageError(
+            f"{store.path}: no held-out episode has {clip_frames} frames, the longest (episode {longest}) has "
+            f"{lengths[longest]}: set evaluate.context + evaluate.horizon to at most that, or record longer episodes"
+        )
+    raw = np.random.Philox(key=seed).random_raw(len(numbers) + 1)
+    apart, every = [], []
+    for number, word in zip(numbers, raw[1:].tolist(), strict=True):
+        num_starts = lengths[number] - clip_frames + 1
+        if num_starts < 1:
+            continue
+        offset = word % (lengths[number] % clip_frames + 1)
+        apart += [(number, start) for start in range(offset, num_starts, clip_frames)]
+        every += [(number, start) for start in range(num_starts)]
+    windows = apart if len(apart) >= num_clips else every
+    if len(windows) > num_clips:
+        phase = raw[0] / 2.0**64
+        picked = ((np.arange(num_clips) + phase) * (len(windows) / num_clips)).astype(np.int64)
+        windows = [windows[index] for index in np.minimum(picked, len(windows) - 1)]
+    return np.array(windows, np.int64)

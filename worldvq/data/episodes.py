@@ -1,0 +1,224 @@
+"""The store of recorded episodes: one safetensors file an episode, and a hashed index.
+
+Frames are memory-mapped and copied straight into a batch; with ``compression: zstd`` they are kept in
+chunks of 16 frames (see :mod:`worldvq.data.compression`) of which only those that a window touches are decoded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import field_validator
+
+from worldvq.config import EnvConfig, NonNegativeInt, PositiveInt
+from worldvq.data.compression import decode_frames, encode_frames, require_zstandard
+from worldvq.data.files import IndexEntry, Record, SafetensorsFile, Store, map_file, write_tensors
+from worldvq.errors import CorruptFileError, UsageError
+from worldvq.types import ActionSpace, Episode
+
+MAX_MAPPED = 16_384
+"""Episodes kept mapped; far below Linux's limit of 65,530 mappings a process."""
+
+
+class DatasetMeta(Record):
+    """What a dataset was recorded from, fixed when it is created."""
+
+    format_version: Literal[1] = 1
+    env: EnvConfig
+    action_space: dict[str, Any]
+    """As :meth:`worldvq.types.ActionSpace.to_json` gives it."""
+    frame_size: tuple[PositiveInt, PositiveInt]
+    seed: NonNegativeInt = 0
+    policy: str
+    heldout_every: PositiveInt = 10
+    compression: Literal["none", "zstd"] = "none"
+    versions: dict[str, str] = {}
+
+    @field_validator("action_space")
+    @classmethod
+    def _is_action_space(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return ActionSpace.from_json(value).to_json()
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no action space: {error!r}") from None
+
+
+@dataclass(frozen=True)
+class MappedEpisode:
+    """An episode's arrays as they lie in the file; ``frames`` is None where they are compressed."""
+
+    frames: np.ndarray | None
+    actions: np.ndarray
+    rewards: np.ndarray
+    file: SafetensorsFile
+
+
+def write_episode(folder: str | Path, number: int, episode: Episode, compression: str = "none") -> IndexEntry:
+    """Write one episode's file atomically, for worker processes; ``EpisodeStore.append`` lists it afterwards.
+
+    Raises:
+        UsageError: ``zstd`` was asked for and zstandard is not installed.
+        RunError: The disk is full or a reward is not finite; nothing is left behind.
+    """
+    tensors = {"actions": episode.actions, "rewards": episode.rewards}
+    frames = encode_frames(episode.frames) if compression == "zstd" else {"frames": episode.frames}
+    return write_tensors(Path(folder), number, tensors | frames, episode)
+
+
+class EpisodeStore(Store[DatasetMeta]):
+    """Recorded episodes in a folder.
+
+    Attributes:
+        path: The folder.
+        meta: What it was recorded from.
+        action_space: What an action is.
+    """
+
+    meta_type: ClassVar = DatasetMeta
+    meta_file: ClassVar = "dataset.json"
+    what: ClassVar = "dataset"
+    how_to_make: ClassVar = "worldvq record ENV --out DIR"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._action_space = ActionSpace.from_json(self.meta.action_space)
+        self._mapped: OrderedDict[int, MappedEpisode] = OrderedDict()
+        if self.meta.compression == "zstd":
+            require_zstandard()
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """What an action is."""
+        return self._action_space
+
+    @property
+    def heldout_every(self) -> int:
+        """Episode n is held out when n % heldout_every == heldout_every - 1."""
+        return self.meta.heldout_every
+
+    def commit(self, number: int, episode: Episode) -> IndexEntry:
+        """Write an episode and list it; when this returns it survives any crash.
+
+        Raises:
+            UsageError: The number is taken, or frames or actions do not fit the dataset.
+            RunError: The disk is full.
+        """
+        self._check_free(number)
+        space, shape = self.action_space, episode.frames.shape[1:3]
+        if shape != self.meta.frame_size:
+            raise UsageError(f"{self.path} holds frames of {self.meta.frame_size}, got {shape}")
+        if episode.actions.shape[1:] != space.shape or episode.actions.dtype != space.dtype:
+            got = f"{episode.actions.dtype}{list(episode.actions.shape)}"
+            raise UsageError(f"{self.path} holds {space.kind} actions {space.dtype}{[len(episode), *space.shape]}, got {got}")
+        if problem := _action_problem(space, episode.actions):
+            raise UsageError(f"episode {number}: {problem}")
+        return self.append(write_episode(self.path, number, episode, self.meta.compression))
+
+    def read(self, number: int) -> Episode:
+        """Read a whole episode.
+
+        Raises:
+            UsageError: There is no such episode.
+            CorruptFileError: Its file is missing or broken.
+        """
+        entry, mapped = self.entry(number), self.mapped(number)
+        return Episode(
+            frames=np.array(self.frames(number)),
+            actions=np.array(mapped.actions),
+            rewards=np.array(mapped.rewards),
+            terminated=entry.terminated,
+            truncated=entry.truncated,
+            interrupted=entry.interrupted,
+            seed=entry.seed,
+            meta=_about(self.path / entry.file, mapped.file)["meta"],
+        )
+
+    def frames(self, number: int) -> np.ndarray:
+        """All frames of an episode, (T+1, H, W, 3) uint8: memory-mapped and read-only unless compressed."""
+        mapped = self.mapped(number)
+        if mapped.frames is not None:
+            return mapped.frames
+        frames = np.empty((self.entry(number).num_frames, *self.item_shape), np.uint8)
+        self.copy_window(number, 0, frames)
+        return frames
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of a frame, (H, W, 3)."""
+        return (*self.meta.frame_size, 3)
+
+    def mapped(self, number: int) -> MappedEpisode:
+        """Map an episode's file, or return the mapping that is kept from before."""
+        try:
+            return self._mapped[number]
+        except KeyError:
+            mapped = self._mapped[number] = self._map(self.entry(number))
+            if len(self._mapped) > MAX_MAPPED:
+                self._mapped.popitem(last=False)
+            return mapped
+
+    def copy_window(self, number: int, start: int, out: np.ndarray) -> None:
+        """Copy frames ``start`` to ``start + len(out)`` of an episode into ``out``."""
+        mapped = self.mapped(number)
+        if mapped.frames is not None:
+            out[:] = mapped.frames[start : start + len(out)]
+            return
+        try:
+            decode_frames(mapped.file.tensors, self.entry(number).num_frames, start, out)
+        except ValueError as error:
+            raise CorruptFileError(f"{self.path / self.entry(number).file}: {error}") from None
+
+    def close(self) -> None:
+        """Release the lock and the mappings."""
+        self._mapped.clear()
+        super().close()
+
+    def _map(self, entry: IndexEntry) -> MappedEpisode:
+        path = self.path / entry.file
+        file = map_file(path)
+        steps, space = entry.num_frames - 1, self.action_space
+        expected = {"actions": (space.dtype, (steps, *space.shape)), "rewards": (np.dtype(np.float32), (steps,))}
+        if self.meta.compression == "none":
+            expected["frames"] = (np.dtype(np.uint8), (entry.num_frames, *self.item_shape))
+        for name, (dtype, shape) in expected.items():
+            held = file.tensors.get(name)
+            if held is None or held.dtype != dtype or held.shape != shape:
+                got = "nothing" if held is None else f"{held.dtype}{list(held.shape)}"
+                raise CorruptFileError(f"{path}: {name} should be {dtype}{list(shape)}, the file holds {got}")
+        tensors = file.tensors
+        return MappedEpisode(tensors.get("frames"), tensors["actions"], tensors["rewards"], file)
+
+    def _check_contents(self, entry: IndexEntry) -> None:
+        path, mapped = self.path / entry.file, self._map(entry)
+        about = _about(path, mapped.file)
+        for name in ("number", "seed", "terminated", "truncated", "interrupted"):
+            if about.get(name) != getattr(entry, name):
+                raise CorruptFileError(f"{path}: {name} is {about.get(name)}, the index says {getattr(entry, name)}")
+        if problem := _action_problem(self.action_space, mapped.actions):
+            raise CorruptFileError(f"{path}: {problem}")
+        if mapped.frames is None:
+            self.frames(entry.number)
+
+
+def _about(path: Path, file: SafetensorsFile) -> dict[str, Any]:
+    """The JSON that describes an episode, from its own file."""
+    try:
+        about = json.loads(file.metadata["episode"])
+        if not isinstance(about["meta"], dict):
+            raise ValueError("meta is no object")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CorruptFileError(f"{path}: its description cannot be read ({error!r})") from None
+    return about
+
+
+def _action_problem(space: ActionSpace, actions: np.ndarray) -> str:
+    """Say which action lies outside the space, or return ""."""
+    if space.kind == "box":
+        return "" if np.isfinite(actions).all() else "an action is not finite"
+    outside = (actions < 0) | (actions >= np.array(space.nvec if space.shape else space.nvec[0]))
+    return f"an action is {int(actions[outside][0])}, the space is {space.nvec}" if outside.any() else ""

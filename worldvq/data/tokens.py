@@ -1,0 +1,134 @@
+"""The store of token grids beside a dataset, held in memory: what the dynamics model is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from worldvq.config import PositiveInt
+from worldvq.data.episodes import DatasetMeta
+from worldvq.data.files import IndexEntry, Record, Store, map_file, write_tensors
+from worldvq.errors import CorruptFileError, UsageError
+from worldvq.types import ActionSpace, Episode
+
+
+class TokenMeta(Record):
+    """Which tokenizer made the tokens, and of which dataset."""
+
+    format_version: Literal[1] = 1
+    tokenizer_hash: str = Field(min_length=1)
+    dataset: DatasetMeta
+    num_codes: PositiveInt
+    grid: tuple[PositiveInt, PositiveInt]
+    """Height and width of a frame in tokens."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of a token on disk."""
+        return np.dtype(np.uint16 if self.num_codes <= 2**16 else np.int32)
+
+
+@dataclass(frozen=True)
+class TokenEpisode:
+    """Tokens (T+1, h, w), actions (T, ...) and rewards (T,) of an episode."""
+
+    tokens: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+
+
+class TokenStore(Store[TokenMeta]):
+    """Token grids of the episodes of a dataset, under the same numbers."""
+
+    meta_type: ClassVar = TokenMeta
+    meta_file: ClassVar = "tokens.json"
+    what: ClassVar = "token store"
+    how_to_make: ClassVar = "worldvq train dynamics"
+
+    def __init__(self, path: Path, meta: TokenMeta, entries: list[IndexEntry], lock: Any) -> None:
+        super().__init__(path, meta, entries, lock)
+        self._action_space = ActionSpace.from_json(meta.dataset.action_space)
+        self._held = {entry.number: self._load(entry) for entry in entries}
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """What an action is."""
+        return self._action_space
+
+    @property
+    def heldout_every(self) -> int:
+        """As in the dataset."""
+        return self.meta.dataset.heldout_every
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of a frame in tokens, (h, w)."""
+        return self.meta.grid
+
+    def write(self, number: int, tokens: np.ndarray, episode: Episode) -> IndexEntry:
+        """Write and list the tokens of an episode; one that is there already is left as it is.
+
+        Args:
+            number: The episode's number in the dataset.
+            tokens: (T+1, h, w) integers below ``num_codes``.
+            episode: The episode itself, for actions, rewards and how it ended.
+
+        Raises:
+            UsageError: Shape or range of the tokens do not fit, or the store is open for reading only.
+            RunError: The disk is full.
+        """
+        if number in self:
+            return self.entry(number)
+        self._check_free(number)
+        tokens = np.asarray(tokens)
+        if tokens.shape != (len(episode.frames), *self.meta.grid) or not np.issubdtype(tokens.dtype, np.integer):
+            expected = [len(episode.frames), *self.meta.grid]
+            raise UsageError(f"episode {number}: tokens should be integers {expected}, got {tokens.dtype}{list(tokens.shape)}")
+        if tokens.min() < 0 or tokens.max() >= self.meta.num_codes:
+            raise UsageError(f"episode {number}: tokens lie in {tokens.min()}..{tokens.max()}, not below {self.meta.num_codes}")
+        tensors = {"tokens": tokens.astype(self.meta.dtype), "actions": episode.actions, "rewards": episode.rewards}
+        entry = self.append(write_tensors(self.path, number, tensors, episode))
+        self._held[number] = self._load(entry)
+        return entry
+
+    def read(self, number: int) -> dict[str, np.ndarray]:
+        """Arrays of an episode: tokens (T+1, h, w) in the dtype on disk, actions (T, ...), rewards (T,)."""
+        held = self.mapped(number)
+        return {"tokens": held.tokens, "actions": held.actions, "rewards": held.rewards}
+
+    def mapped(self, number: int) -> TokenEpisode:
+        """Arrays of an episode, from memory."""
+        self.entry(number)
+        return self._held[number]
+
+    def copy_window(self, number: int, start: int, out: np.ndarray) -> None:
+        """Copy the tokens of frames ``start`` to ``start + len(out)`` of an episode into ``out``."""
+        out[:] = self._held[number].tokens[start : start + len(out)]
+
+    def _map(self, entry: IndexEntry) -> TokenEpisode:
+        path, space, steps = self.path / entry.file, self.action_space, entry.num_frames - 1
+        held = map_file(path).tensors
+        expected = {
+            "tokens": (self.meta.dtype, (entry.num_frames, *self.meta.grid)),
+            "actions": (space.dtype, (steps, *space.shape)),
+            "rewards": (np.dtype(np.float32), (steps,)),
+        }
+        for name, (dtype, shape) in expected.items():
+            if name not in held or held[name].dtype != dtype or held[name].shape != shape:
+                got = f"{held[name].dtype}{list(held[name].shape)}" if name in held else "nothing"
+                raise CorruptFileError(f"{path}: {name} should be {dtype}{list(shape)}, the file holds {got}")
+        return TokenEpisode(held["tokens"], held["actions"], held["rewards"])
+
+    def _load(self, entry: IndexEntry) -> TokenEpisode:
+        """Copy an episode into memory and check the range of its tokens."""
+        mapped = self._map(entry)
+        if mapped.tokens.min() < 0 or mapped.tokens.max() >= self.meta.num_codes:
+            raise CorruptFileError(f"{self.path / entry.file}: a token is not below num_codes {self.meta.num_codes}")
+        return TokenEpisode(np.array(mapped.tokens), np.array(mapped.actions), np.array(mapped.rewards))
+
+    def _check_contents(self, entry: IndexEntry) -> None:
+        self._load(entry)

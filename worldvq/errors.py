@@ -1,0 +1,34 @@
+"""The two ways in which a run ends early, and the exit codes that go with them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class WorldVQError(Exception):
+    """Base of the errors that the command line prints as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(WorldVQError, ValueError):
+    """What was asked for cannot be done as asked: exit code 2. The message names the value and the way out."""
+
+    exit_code = 2
+
+
+class RunError(WorldVQError, RuntimeError):
+    """Something failed while running (disk, codec, worker, corrupt file): exit code 1."""
+
+    exit_code = 1
+
+
+class CorruptFileError(RunError):
+    """A file does not hold what its index or manifest says. The message names the file."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the option nearest to ``word``, or ``""``."""
+    near = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
+    return f" (did you mean '{near[0]}'?)" if near else ""

@@ -1,0 +1,177 @@
+"""Imagine what follows held-out contexts, under recorded or chosen actions, and render it beside reality."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldvq.data.clips import heldout_clips, read_clips
+from worldvq.data.episodes import EpisodeStore
+from worldvq.errors import CorruptFileError, UsageError, did_you_mean
+from worldvq.models.world import WorldModel
+from worldvq.render import paper_figure, save_png, save_rollout
+from worldvq.types import ActionSpace, Clip
+
+PAPER = (("forward",), ("right", "look_right", "turn_right"))
+"""The two rows of the figure of the VQ-VAE paper: words that the name of the action ends with."""
+
+
+def check_fit(world: WorldModel, store: EpisodeStore) -> None:
+    """Refuse a dataset that a world cannot continue.
+
+    Raises:
+        UsageError: Frame size or action space differ; both are named.
+    """
+    pairs = {
+        "frame size": (tuple(store.meta.frame_size), tuple(world.frame_size)),
+        "action kind": (store.action_space.kind, world.action_space.kind),
+        "action choices": (store.action_space.nvec, world.action_space.nvec),
+        "action dimensions": (store.action_space.shape, world.action_space.shape),
+    }
+    for name, (there, here) in pairs.items():
+        if there != here:
+            raise UsageError(
+                f"{store.path}: {name} is {there}, the world's is {here}: take the dataset it was trained on, or "
+                f"record one of '{world.meta.get('env_id')}' with the same settings"
+            )
+
+
+def find_action(space: ActionSpace, name: str) -> np.ndarray:
+    """Return the stored action of a name or number, for instance ``forward``, ``TURN_RIGHT``, ``3``, ``0,1,0``.
+
+    Raises:
+        UsageError: There is none; the names are listed.
+    """
+    if space.kind == "discrete":
+        names = {option.lower(): index for index, option in enumerate(space.names)}
+        index = names.get(name.lower(), int(name) if name.isdigit() else -1)
+        if not 0 <= index < space.nvec[0]:
+            options = ", ".join(space.names) or f"0 to {space.nvec[0] - 1}"
+            hint = did_you_mean(name.lower(), names)
+            raise UsageError(f"no action '{name}'{hint}: recorded, paper, a .npy or .json file, or one of {options}")
+        return np.asarray(index, space.dtype)
+    try:
+        action = np.array([float(part) for part in name.split(",")])
+    except ValueError:
+        action = np.empty(0)
+    if action.shape != space.shape:
+        raise UsageError(f"--actions {name}: write {space.shape[0]} numbers with commas between, recorded, or a file")
+    return _checked(action[None], space, "--actions")[0]
+
+
+def read_actions(path: Path, space: ActionSpace, num_steps: int) -> np.ndarray:
+    """Read ``num_steps`` actions from a .npy array or a .json list.
+
+    Raises:
+        UsageError: No such file, too few, or out of range.
+        CorruptFileError: The file cannot be read.
+    """
+    if not path.is_file():
+        raise UsageError(f"no such file of actions: {path}")
+    try:
+        if path.suffix == ".json":
+            rows = json.loads(path.read_text())
+            if rows and isinstance(rows[0], str):
+                rows = [find_action(space, row) for row in rows]
+            actions = np.asarray(rows)
+        else:
+            actions = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, TypeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise CorruptFileError(f"{path} cannot be read as actions: {error}") from None
+    if actions.shape[:1] < (num_steps,) or actions.shape[1:] != space.shape:
+        raise UsageError(f"{path}: actions {list(actions.shape)}, but {[num_steps, *space.shape]} are needed")
+    return _checked(actions[:num_steps], space, str(path))
+
+
+def _checked(actions: np.ndarray, space: ActionSpace, source: str) -> np.ndarray:
+    """Return actions in the stored dtype, if all are within the space."""
+    low = np.array(space.low) if space.kind == "box" else 0
+    high = np.array(space.high) if space.kind == "box" else np.array(space.nvec).reshape(space.shape) - 1
+    if not np.issubdtype(actions.dtype, np.number) or ((actions < low) | (actions > high)).any():
+        raise UsageError(f"{source}: an action lies outside {space.kind} {space.nvec or (space.low, space.high)}")
+    return actions.astype(space.dtype)
+
+
+def imagine(
+    world_folder: Path,
+    data: Path,
+    out: Path,
+    context: int,
+    num_frames: int,
+    actions: str,
+    num_clips: int,
+    seed: int,
+    sampling: dict[str, Any],
+    device: str = "auto",
+) -> list[Path]:
+    """Write the rollout video and its strip, or the paper's figure.
+
+    Args:
+        world_folder: A trained world.
+        data: Dataset whose held-out episodes give the contexts.
+        out: Video file; its suffix chooses the format. ``paper`` writes a PNG.
+        context: Real frames given.
+        num_frames: Imagined frames.
+        actions: ``recorded``, ``paper``, an action's name or number, or a file.
+        num_clips: Contexts.
+        seed: Of the contexts and of the sampling.
+        sampling: ``temperature``, ``top_k``, ``top_p``.
+        device: See :meth:`WorldModel.load`.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: Something does not fit; nothing was written.
+    """
+    world = WorldModel.load(world_folder, device)
+    store = EpisodeStore.open(data)
+    check_fit(world, store)
+    # With recorded actions the whole window must exist; otherwise the context is enough.
+    length = context + num_frames if actions == "recorded" else context
+    clip = read_clips(store, heldout_clips(store, num_clips, length, seed), length)
+    if actions == "paper":
+        return [_paper(world, clip, out, num_frames, seed, sampling)]
+    taken = clip.actions[:, : context + num_frames - 1]
+    if actions != "recorded":
+        taken = torch.cat([clip.actions[:, : context - 1], _chosen(world.action_space, actions, num_frames, len(taken))], 1)
+    imagined = world.imagine(clip.frames[:, :context], taken, seed=seed, **sampling)
+    real = clip.frames
+    if actions != "recorded":  # nothing real to show: what was imagined stands alone
+        real = torch.cat([clip.frames, torch.zeros_like(imagined)], 1)
+    reconstruction = world.render(world.tokenize(clip.frames))
+    if actions != "recorded":
+        reconstruction = torch.cat([reconstruction, torch.zeros_like(imagined)], 1)
+    arrays = [part.numpy() for part in (real, reconstruction, imagined, taken)]
+    return list(save_rollout(out, arrays[0], arrays[1], arrays[2], arrays[3], world.action_space, context))
+
+
+def _chosen(space: ActionSpace, actions: str, num_frames: int, batch: int) -> torch.Tensor:
+    """Actions of the imagined steps, (B, N, ...)."""
+    if Path(actions).suffix in (".npy", ".json"):
+        steps = read_actions(Path(actions), space, num_frames)
+    else:
+        steps = np.repeat(find_action(space, actions)[None], num_frames, axis=0)
+    return torch.from_numpy(steps)[None].expand(batch, *steps.shape)
+
+
+def _paper(world: WorldModel, clip: Clip, out: Path, num_frames: int, seed: int, sampling: dict[str, Any]) -> Path:
+    """One context; all forward in the first row, all turn right in the second (van den Oord et al. 2017, figure 7)."""
+    names = [name.lower() for name in world.action_space.names]
+    chosen = [next((n for n in names if n.endswith(ends)), None) for ends in PAPER]
+    if None in chosen:
+        raise UsageError(
+            f"--actions paper needs actions called forward and right, this world has {', '.join(names) or 'none with names'}"
+        )
+    frames, before = clip.frames[:1], clip.actions[:1, : clip.frames.shape[1] - 1]
+    rows = {}
+    for name in chosen:
+        steps = _chosen(world.action_space, str(name), num_frames, 1)
+        rows[str(name)] = world.imagine(frames, torch.cat([before, steps], 1), seed=seed, **sampling)[0].numpy()
+    return save_png(out.with_suffix(".png"), paper_figure(frames[0].numpy(), rows))

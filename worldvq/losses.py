@@ -1,0 +1,83 @@
+"""What is minimised: free functions of a model and a batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldvq.types import Clip, TokenClip, frames_to_model
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|) (Hafner et al. 2023, eq. 9): rewards of any scale, near-identity for small ones."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """Inverse of :func:`symlog`."""
+    return x.sign() * x.abs().expm1()
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum() / mask.sum().clamp_min(1)
+
+
+def tokenizer_loss(model: nn.Module, clip: Clip) -> tuple[Tensor, dict[str, Tensor]]:
+    """Eq. 3 of van den Oord et al. 2017 with the EMA codebook: reconstruction + beta commitment.
+
+    Args:
+        model: A Tokenizer, possibly wrapped for distributed training.
+        clip: Frames (B, T, H, W, 3); every frame counts alike.
+
+    Returns:
+        The loss and detached scalars: ``reconstruction`` (MSE in [-1, 1] units), ``commitment``, ``psnr`` (dB),
+        ``perplexity`` of the batch's tokens.
+    """
+    frames = frames_to_model(clip.frames[clip.mask])  # (N, 3, H, W)
+    output = model(frames)
+    config = getattr(model, "module", model).config.quantizer
+    error = F.mse_loss(output.frames.float(), frames)
+    loss = error + config.commitment_cost * output.commitment_loss
+    with torch.no_grad():
+        frequency = torch.bincount(output.tokens.flatten(), minlength=config.num_codes).float()
+        frequency = frequency / frequency.sum()
+        metrics = {
+            "reconstruction": error.detach(),
+            "commitment": output.commitment_loss.detach(),
+            "psnr": 10 * torch.log10(4 / error.detach()),
+            "perplexity": torch.exp(-torch.special.xlogy(frequency, frequency).sum()),
+        }
+    return loss, metrics
+
+
+def dynamics_loss(model: nn.Module, clip: TokenClip) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the next frame's tokens, plus reward and termination of the transition.
+
+    Frame t + 1 is predicted from frames <= t and actions <= t.
+
+    Padding adds zeros and counts in the denominator: so the mean over processes is the mean over the global batch.
+
+    Args:
+        model: A Dynamics, possibly wrapped for distributed training.
+        clip: Tokens (B, T, h, w).
+
+    Returns:
+        The loss and detached scalars: ``nats_per_token``, ``reward`` (MSE in symlog units), ``termination`` (nats).
+    """
+    prediction = model(clip.tokens, clip.actions)
+    target = clip.tokens[:, 1:]  # (B, T-1, h, w)
+    logits = prediction.logits.float()
+    nats = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(target.shape).mean((2, 3))
+    reward_error = (prediction.rewards.float() - symlog(clip.rewards)).square()  # (B, T)
+    ends = F.binary_cross_entropy_with_logits(
+        prediction.termination.float(), clip.terminated.float(), reduction="none"
+    )
+    exists, happens = clip.mask[:, 1:].float(), clip.action_mask.float()
+    loss = (nats * exists).mean() + (reward_error * happens).mean() + (ends * happens).mean()
+    metrics = {
+        "nats_per_token": _masked_mean(nats.detach(), exists),
+        "reward": _masked_mean(reward_error.detach(), happens),
+        "termination": _masked_mean(ends.detach(), happens),
+    }
+    return loss, metrics

@@ -1,0 +1,196 @@
+"""Action-conditioned dynamics in token space: a context network over past frames, and a prior over the next."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from worldvq.config import DynamicsConfig
+from worldvq.models.transformer import TransformerPrior
+from worldvq.nn.attention import Attention, FeedForward, RingCache, grid_angles, rotary_angles
+from worldvq.types import ActionSpace
+
+
+class Prediction(NamedTuple):
+    """What a teacher-forced pass over clips says.
+
+    Attributes:
+        logits: (B, T - 1, h, w, K) of the tokens of frames 1 … T - 1, each given the true past.
+        rewards: (B, T) predicted reward of the transition out of each frame, in symlog units.
+        termination: (B, T) logit that this transition ends the task.
+    """
+
+    logits: Tensor
+    rewards: Tensor
+    termination: Tensor
+
+
+class DynamicsOutput(NamedTuple):
+    """What the context network says of the transition out of each frame.
+
+    Attributes:
+        context: (B, T, h, w, D) features that describe the next frame.
+        rewards: (B, T) predicted reward, in symlog units.
+        termination: (B, T) logit that the task ends.
+    """
+
+    context: Tensor
+    rewards: Tensor
+    termination: Tensor
+
+
+class ActionEmbedding(nn.Module):
+    """Stored actions (B, T, ...) to (B, T, width): one table a factor, or a linear map of a box."""
+
+    def __init__(self, space: ActionSpace, width: int):
+        super().__init__()
+        self.kind = space.kind
+        self.register_buffer("offsets", torch.tensor([0, *space.nvec[:-1]]).cumsum(0), persistent=False)
+        self.offsets: Tensor
+        if space.kind == "box":
+            self.map: nn.Module = nn.Linear(len(space.low), width)
+        else:
+            self.map = nn.Embedding(sum(space.nvec), width)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """Embed actions."""
+        if self.kind == "box":
+            return self.map(actions)
+        if self.kind == "discrete":
+            actions = actions[..., None]
+        return self.map(actions + self.offsets).sum(-2)
+
+
+class SpaceTimeBlock(nn.Module):
+    """Attention within a frame, causal attention over time per position, feed-forward."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.space = Attention(width, num_heads)
+        self.time = Attention(width, num_heads)
+        self.feed_forward = FeedForward(width)
+
+
+class DynamicsState:
+    """The last ``context_frames`` frames as the network remembers them; grows no further."""
+
+    def __init__(self, dynamics: Dynamics, batch: int, like: Tensor):
+        rows = batch * dynamics.grid[0] * dynamics.grid[1]
+        size = dynamics.config.context_frames
+        self.caches = [RingCache(rows, block.time, size, like) for block in dynamics.blocks]  # type: ignore[arg-type]
+        self.step = 0
+
+
+class Dynamics(nn.Module):
+    """Context network + prior; ``context[:, t]`` has seen frames <= t and actions <= t and describes frame t + 1."""
+
+    def __init__(self, config: DynamicsConfig, grid: tuple[int, int], num_codes: int, action_space: ActionSpace):
+        super().__init__()
+        self.config = config
+        self.grid = grid
+        self.num_codes = num_codes
+        self.action_space = action_space
+        width, length = config.width, grid[0] * grid[1]
+        self.embed = nn.Embedding(num_codes, width)
+        self.position = nn.Parameter(0.02 * torch.randn(length, width))
+        self.embed_action = ActionEmbedding(action_space, width)
+        self.blocks = nn.ModuleList(SpaceTimeBlock(width, config.num_heads) for _ in range(config.num_blocks))
+        self.norm = nn.LayerNorm(width)
+        self.prior = TransformerPrior(config.prior, grid, num_codes, context_dim=width)
+        # Per position first, then pooled: an object about to be touched fills only part of the frame.
+        self.outcome = nn.Sequential(nn.Linear(width, width), nn.ReLU())
+        self.outcome_heads = nn.Linear(width, 2)
+        angles = grid_angles(grid, width // config.num_heads)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.cos: Tensor
+        self.sin: Tensor
+        _initialize(self)
+
+    @torch.no_grad()
+    def initialize_embeddings(self, codebook: Tensor) -> None:
+        """Start token embeddings as random projections of the codes (K, D), so that like codes start alike."""
+        codes = (codebook - codebook.mean(0)) / codebook.std(0).clamp_min(1e-6)
+        for embed in (self.embed, self.prior.embed):
+            projection = torch.randn(codes.shape[1], embed.embedding_dim, device=codes.device)
+            embed.weight.copy_(codes @ projection / codes.shape[1] ** 0.5)
+
+    def _inputs(self, tokens: Tensor, actions: Tensor) -> Tensor:
+        """Sum of token, position and action embeddings: (B, T, N, width)."""
+        return self.embed(tokens.flatten(2)) + self.position + self.embed_action(actions)[:, :, None]
+
+    def forward(self, tokens: Tensor, actions: Tensor) -> Prediction:
+        """Predict every next frame of whole clips in parallel, teacher-forced.
+
+        Args:
+            tokens: (B, T, h, w) int64.
+            actions: (B, T, ...), ``actions[:, t]`` leads out of frame t.
+        """
+        output = self.context(tokens, actions)
+        batch, steps = tokens.shape[:2]
+        logits = self.prior(tokens[:, 1:].flatten(0, 1), output.context[:, :-1].flatten(0, 1))
+        return Prediction(logits.unflatten(0, (batch, steps - 1)), output.rewards, output.termination)
+
+    def context(self, tokens: Tensor, actions: Tensor) -> DynamicsOutput:
+        """Run the context network over whole clips in parallel.
+
+        Args:
+            tokens: (B, T, h, w) int64.
+            actions: (B, T, ...), ``actions[:, t]`` leads out of frame t.
+        """
+        batch, steps = tokens.shape[:2]
+        x = self._inputs(tokens, actions)  # (B, T, N, W)
+        length = x.shape[2]
+        angles = rotary_angles(torch.arange(steps, device=x.device)[:, None].float(), self.blocks[0].time.head_dim)
+        cos, sin = angles.cos(), angles.sin()
+        # Each frame sees itself and the context_frames - 1 before it: what the ring cache holds when streaming.
+        ones = torch.ones(steps, steps, dtype=torch.bool, device=x.device)
+        window = ones.tril() & ones.triu(1 - self.config.context_frames)
+        for block in self.blocks:
+            x = x + block.space(x.flatten(0, 1), self.cos, self.sin).unflatten(0, (batch, steps))
+            per_position = x.transpose(1, 2).flatten(0, 1)  # (B N, T, W)
+            attended = block.time(per_position, cos, sin, window).unflatten(0, (batch, length))
+            x = x + attended.transpose(1, 2)
+            x = x + block.feed_forward(x)
+        return self._output(x)
+
+    def _output(self, x: Tensor) -> DynamicsOutput:
+        x = self.norm(x)  # (B, T, N, W)
+        outcome = self.outcome_heads(self.outcome(x).mean(2))  # (B, T, 2)
+        return DynamicsOutput(x.unflatten(2, self.grid), outcome[..., 0], outcome[..., 1])
+
+    def start(self, batch: int) -> DynamicsState:
+        """Return an empty state for streaming ``batch`` worlds."""
+        return DynamicsState(self, batch, self.position)
+
+    def observe(self, tokens: Tensor, actions: Tensor, state: DynamicsState) -> DynamicsOutput:
+        """Take in one frame and the action that leads out of it; equals the last step of :meth:`context`.
+
+        Args:
+            tokens: (B, h, w) int64.
+            actions: (B, ...).
+            state: Updated in place.
+
+        Returns:
+            As :meth:`context`, with T = 1.
+        """
+        x = self._inputs(tokens[:, None], actions[:, None])[:, 0]  # (B, N, W)
+        for block, cache in zip(self.blocks, state.caches, strict=True):
+            x = x + block.space(x, self.cos, self.sin)
+            x = x + cache.attend(block.time, x.reshape(-1, 1, x.shape[-1]), state.step).view_as(x)
+            x = x + block.feed_forward(x)
+        state.step += 1
+        return self._output(x[:, None])
+
+
+def _initialize(dynamics: Dynamics) -> None:
+    """Residual branches start at zero, so the network starts as its embeddings."""
+    for module in dynamics.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.5)
+        if isinstance(module, Attention):
+            nn.init.zeros_(module.out.weight)
+        if isinstance(module, FeedForward):
+            nn.init.zeros_(module[-1].weight)  # type: ignore[arg-type]

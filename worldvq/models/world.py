@@ -1,0 +1,319 @@
+"""A world model: tokenizer + dynamics + what the dataset was. Imagines in latent space, decodes at the border."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldvq.checkpoint import hash_module, load_module, save_module, write_file
+from worldvq.config import DynamicsConfig, SamplingConfig, TokenizerConfig, build
+from worldvq.errors import CorruptFileError, UsageError
+from worldvq.losses import symexp
+from worldvq.models.dynamics import Dynamics
+from worldvq.models.prior import sample
+from worldvq.models.tokenizer import Tokenizer
+from worldvq.types import ActionSpace, TokenClip, frames_from_model, frames_to_model
+
+FORMAT_VERSION = 1
+
+
+class Imagined(NamedTuple):
+    """N imagined frames of B worlds.
+
+    Attributes:
+        tokens: (B, N, h, w) int64.
+        rewards: (B, N) predicted reward of the transition into each imagined frame.
+        termination: (B, N) probability that this transition ended the task.
+    """
+
+    tokens: Tensor
+    rewards: Tensor
+    termination: Tensor
+
+
+class Scores(NamedTuple):
+    """How well recorded clips are predicted, teacher-forced, for frames ``context`` … T - 1.
+
+    Attributes:
+        nats: (B, N, h, w) negative log-likelihood of each token given all frames before, in nats.
+        rewards: (B, N) predicted reward of the transition into each frame.
+        rewards_true: (B, N) recorded.
+        termination: (B, N) predicted probability that this transition ended the task.
+        termination_true: (B, N) recorded, bool.
+        mask: (B, N) True where the frame exists.
+    """
+
+    nats: Tensor
+    rewards: Tensor
+    rewards_true: Tensor
+    termination: Tensor
+    termination_true: Tensor
+    mask: Tensor
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device of a name; ``auto`` prefers CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: The name is unknown or the device is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device '{device}' cannot be used ({str(error).splitlines()[0]}): try --device auto") from None
+
+
+def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
+    """Load the tokenizer that a training run left in its folder.
+
+    Raises:
+        UsageError: There is none.
+        CorruptFileError: The file is damaged or does not fit its config.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UsageError(f"no trained tokenizer in {folder}: make one with `worldvq train tokenizer --out {folder}`")
+    tokenizer = Tokenizer(build(TokenizerConfig, _read_json(path), str(path)))
+    load_module(folder / "tokenizer.safetensors", tokenizer)
+    return tokenizer.to(device).eval()
+
+
+def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write what :func:`load_tokenizer` reads."""
+    save_module(folder / "tokenizer.safetensors", tokenizer)
+    write_file(folder / "tokenizer.json", tokenizer.config.model_dump_json(indent=1).encode())
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptFileError(f"{path} cannot be read: {error}") from None
+
+
+class WorldModel:
+    """What a user holds: load, imagine, step, score.
+
+    Attributes:
+        tokenizer: Frames to tokens and back.
+        dynamics: Next tokens from past tokens and actions.
+        action_space: What actions are.
+        meta: JSON values that say what the dataset was (environment, sizes, versions).
+        device: Where it runs. Tensors that go in may be anywhere; what comes out is on the CPU.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, dynamics: Dynamics, meta: dict[str, Any]):
+        if tokenizer.grid != dynamics.grid or tokenizer.num_codes != dynamics.num_codes:
+            raise UsageError(
+                f"tokenizer ({tokenizer.grid} tokens of {tokenizer.num_codes} codes) and dynamics ({dynamics.grid} "
+                f"of {dynamics.num_codes}) do not fit: train the dynamics on this tokenizer's tokens"
+            )
+        self.tokenizer = tokenizer.eval()
+        self.dynamics = dynamics.eval()
+        self.meta = meta
+        self.action_space = dynamics.action_space
+        self.device = next(dynamics.parameters()).device
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame."""
+        return self.tokenizer.config.frame_size
+
+    def save(self, folder: Path | str) -> None:
+        """Write the world; :meth:`load` reads it anywhere. ``world.json`` comes last, so a half-written world is none."""
+        folder = Path(folder)
+        (folder / "world.json").unlink(missing_ok=True)
+        save_module(folder / "tokenizer.safetensors", self.tokenizer)
+        save_module(folder / "dynamics.safetensors", self.dynamics)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "tokenizer": self.tokenizer.config.model_dump(mode="json"),
+            "tokenizer_hash": hash_module(self.tokenizer),
+            "dynamics": self.dynamics.config.model_dump(mode="json"),
+            "action_space": self.action_space.to_json(),
+            "meta": self.meta,
+        }
+        write_file(folder / "world.json", json.dumps(description, indent=1).encode())
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "auto") -> WorldModel:
+        """Load a world.
+
+        Args:
+            folder: What ``worldvq train dynamics`` or :meth:`save` left.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+        Raises:
+            UsageError: There is no world here, or of a newer format.
+            CorruptFileError: A file is damaged.
+        """
+        folder = Path(folder)
+        path = folder / "world.json"
+        if not path.is_file():
+            raise UsageError(f"no world in {folder}: make one with `worldvq train dynamics` or `worldvq demo`")
+        data = _read_json(path)
+        if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
+            raise UsageError(f"{path}: this version reads worlds of format {FORMAT_VERSION} only: upgrade worldvq")
+        where = resolve_device(device)
+        try:
+            tokenizer = Tokenizer(build(TokenizerConfig, data["tokenizer"], str(path)))
+            dynamics_config = build(DynamicsConfig, data["dynamics"], str(path))
+            action_space = ActionSpace.from_json(data["action_space"])
+            meta = dict(data["meta"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptFileError(f"{path} is damaged: {error}") from None
+        dynamics = Dynamics(dynamics_config, tokenizer.grid, tokenizer.num_codes, action_space)
+        load_module(folder / "tokenizer.safetensors", tokenizer)
+        load_module(folder / "dynamics.safetensors", dynamics)
+        return cls(tokenizer.to(where), dynamics.to(where), meta)
+
+    @torch.no_grad()
+    def tokenize(self, frames: Tensor, batch_size: int = 256) -> Tensor:
+        """Return the tokens (B, T, h, w) of frames (B, T, H, W, 3) uint8."""
+        if tuple(frames.shape[-3:-1]) != self.frame_size:
+            raise UsageError(f"frames are {tuple(frames.shape[-3:-1])}, this world's are {self.frame_size}")
+        flat = frames.flatten(0, 1)
+        parts = [self.tokenizer.encode(frames_to_model(part.to(self.device))).cpu() for part in flat.split(batch_size)]
+        return torch.cat(parts).unflatten(0, frames.shape[:2])
+
+    @torch.no_grad()
+    def render(self, tokens: Tensor, batch_size: int = 256) -> Tensor:
+        """Return the frames (B, T, H, W, 3) uint8 of tokens (B, T, h, w)."""
+        flat = tokens.flatten(0, 1)
+        parts = [frames_from_model(self.tokenizer.decode(part.to(self.device))).cpu() for part in flat.split(batch_size)]
+        return torch.cat(parts).unflatten(0, tokens.shape[:2])
+
+    def imagine(
+        self,
+        frames: Tensor,
+        actions: Tensor,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> Tensor:
+        """Imagine what follows C frames under given actions.
+
+        Args:
+            frames: (B, C, H, W, 3) uint8, the context.
+            actions: (B, C - 1 + N, ...): those between the context frames, then those of the imagined steps.
+            seed: Same seed, same video.
+            temperature: 0 takes the most probable token each time.
+            top_k: Draw from the k most probable tokens only.
+            top_p: Draw from the most probable tokens that hold this much probability.
+
+        Returns:
+            (B, N, H, W, 3) uint8.
+
+        Raises:
+            UsageError: Frames or actions do not fit this world.
+        """
+        imagined = self.imagine_tokens(self.tokenize(frames), actions, seed, temperature, top_k, top_p)
+        return self.render(imagined.tokens)
+
+    @torch.no_grad()
+    def imagine_tokens(
+        self,
+        tokens: Tensor,
+        actions: Tensor,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> Imagined:
+        """As :meth:`imagine`, from tokens (B, C, h, w) to tokens, rewards and terminations."""
+        context = tokens.shape[1]
+        self._check_actions(actions, tokens.shape[0], context)
+        sampling = build(SamplingConfig, {"temperature": temperature, "top_k": top_k, "top_p": top_p}, "sampling")
+        session = Session(self, tokens, actions[:, : context - 1], seed, sampling)
+        steps = [session.step_tokens(actions[:, index]) for index in range(context - 1, actions.shape[1])]
+        return Imagined(*(torch.stack(column, dim=1) for column in zip(*steps, strict=True)))
+
+    def start(
+        self,
+        frames: Tensor,
+        actions: Tensor,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> Session:
+        """Start a dream that is stepped action by action.
+
+        Args:
+            frames: (B, C, H, W, 3) uint8, the context.
+            actions: (B, C - 1, ...), those between the context frames.
+            seed: See :meth:`imagine`, likewise the rest.
+            temperature: See :meth:`imagine`.
+            top_k: See :meth:`imagine`.
+            top_p: See :meth:`imagine`.
+        """
+        sampling = build(SamplingConfig, {"temperature": temperature, "top_k": top_k, "top_p": top_p}, "sampling")
+        return Session(self, self.tokenize(frames), actions, seed, sampling)
+
+    @torch.no_grad()
+    def score(self, clip: TokenClip, context: int) -> Scores:
+        """Score recorded clips, teacher-forced, from frame ``context`` on."""
+        clip = clip.to(self.device)
+        prediction = self.dynamics(clip.tokens, clip.actions)
+        target = clip.tokens[:, context:]
+        logits = prediction.logits[:, context - 1 :].float()
+        nats = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
+        into = slice(context - 1, -1)  # transition t leads into frame t + 1
+        parts = (
+            nats,
+            symexp(prediction.rewards.float())[:, into],
+            clip.rewards[:, into],
+            prediction.termination.float().sigmoid()[:, into],
+            clip.terminated[:, into],
+            clip.mask[:, context:],
+        )
+        return Scores(*(part.cpu() for part in parts))
+
+    def _check_actions(self, actions: Tensor, batch: int, context: int) -> None:
+        shape = self.action_space.shape
+        if actions.shape[0] != batch or tuple(actions.shape[2:]) != shape or actions.shape[1] < context:
+            raise UsageError(
+                f"actions {list(actions.shape)} do not fit {batch} contexts of {context} frames: this world takes "
+                f"(B, context - 1 + N{''.join(f', {side}' for side in shape)}) with N >= 1"
+            )
+
+
+class Session:
+    """A dream in progress: B worlds that take one action at a time, for as long as you like."""
+
+    def __init__(self, world: WorldModel, tokens: Tensor, actions: Tensor, seed: int, sampling: SamplingConfig):
+        if actions.shape[1] != tokens.shape[1] - 1:
+            raise UsageError(f"{tokens.shape[1]} context frames have {tokens.shape[1] - 1} actions between them, got {actions.shape[1]}")
+        self.world = world
+        self.sampling = sampling
+        self.generator = torch.Generator().manual_seed(seed)
+        self.state = world.dynamics.start(len(tokens))
+        tokens, actions = tokens.to(world.device), actions.to(world.device)
+        self.tokens = tokens[:, -1]  # (B, h, w) of the newest frame
+        with torch.no_grad():
+            for index in range(actions.shape[1]):
+                world.dynamics.observe(tokens[:, index], actions[:, index], self.state)
+
+    @torch.no_grad()
+    def step_tokens(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take actions (B, ...); returns tokens (B, h, w), rewards (B,) and termination probabilities (B,)."""
+        dynamics = self.world.dynamics
+        output = dynamics.observe(self.tokens, actions.to(self.world.device), self.state)
+        context = output.context[:, 0]  # (B, h, w, D)
+        self.tokens = sample(dynamics.prior, len(context), context, self.sampling, self.generator)
+        rewards = symexp(output.rewards[:, 0].float())
+        return self.tokens.cpu(), rewards.cpu(), output.termination[:, 0].float().sigmoid().cpu()
+
+    def step(self, actions: Tensor) -> Tensor:
+        """Take actions (B, ...); returns the next frames (B, H, W, 3) uint8."""
+        tokens, _, _ = self.step_tokens(actions)
+        return self.world.render(tokens[:, None])[:, 0]

@@ -1,0 +1,204 @@
+"""The stages of the road as functions: each reads folders, writes a folder, and does nothing if its work is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+
+import worldvq
+from worldvq.checkpoint import hash_module, write_file
+from worldvq.config import EvaluateConfig, ExperimentConfig, TrainConfig, dump_yaml
+from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
+from worldvq.data.episodes import DatasetMeta, EpisodeStore
+from worldvq.data.record import record
+from worldvq.data.tokens import TokenMeta, TokenStore
+from worldvq.errors import UsageError
+from worldvq.evaluate import evaluate
+from worldvq.losses import dynamics_loss, tokenizer_loss
+from worldvq.models.dynamics import Dynamics
+from worldvq.models.tokenizer import Tokenizer
+from worldvq.models.world import WorldModel, load_tokenizer, resolve_device, save_tokenizer
+from worldvq.render import grid, save_png
+from worldvq.train import check_same_run, fit, make_accelerator
+from worldvq.types import frames_from_model, frames_to_model
+
+STREAM = "envs.adapters:make_stream"
+PICTURE_ROWS = 8
+
+
+def _claim(out: Path, sections: list[Any], what: str) -> None:
+    """Write the resolved config of a run, or check that the run being continued had the same."""
+    text = "".join(dump_yaml(section) for section in sections)
+    check_same_run(out, text, what)
+    write_file(out / "config.yaml", text.encode())
+
+
+def train_tokenizer(config: ExperimentConfig, data: Path, out: Path) -> Tokenizer:
+    """Train the VQ-VAE on a dataset; resumes, or returns at once if it is done.
+
+    Raises:
+        UsageError: The dataset's frames have another size than the config's, or ``out`` holds another run.
+    """
+    store = EpisodeStore.open(data)
+    if store.meta.frame_size != config.tokenizer.frame_size:
+        raise UsageError(
+            f"{data} holds frames of {store.meta.frame_size}, the config says tokenizer.frame_size = "
+            f"{config.tokenizer.frame_size}: set tokenizer.frame_size and env.size to {list(store.meta.frame_size)}"
+        )
+    training = config.tokenizer_training
+    main = make_accelerator(training.precision).is_main_process
+    if main:
+        _claim(out, [config.tokenizer, training], "tokenizer")
+    torch.manual_seed(training.seed)
+    model = Tokenizer(config.tokenizer)
+    batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
+    shown = read_clips(store, heldout_clips(store, PICTURE_ROWS, 1, training.seed), 1).frames[:, 0]  # (8, H, W, 3)
+
+    def picture(model: torch.nn.Module, step: int) -> None:
+        output = model(frames_to_model(shown).to(next(model.parameters()).device))
+        save_png(out / "pictures" / f"{step:08d}.png", _grid([shown, frames_from_model(output.frames).cpu()]))
+
+    height, width = config.tokenizer.grid
+    summary = f"tokenizer, {height * width} tokens a frame of {config.tokenizer.quantizer.num_codes} codes"
+    fit(model, tokenizer_loss, batches, training, out, summary=summary, picture=picture)
+    if main:
+        save_tokenizer(out, model)
+    return model
+
+
+def _grid(rows: list[torch.Tensor]) -> np.ndarray:
+    """Picture of rows (N, H, W, 3) under each other."""
+    return grid(np.stack([row.numpy() for row in rows]), scale=2)
+
+
+def tokenize(tokenizer: Path, data: Path, out: Path, device: str = "auto") -> TokenStore:
+    """Turn every frame of a dataset into tokens; continues where it stopped.
+
+    Raises:
+        UsageError: No tokenizer, no dataset, or frames of another size.
+    """
+    model = load_tokenizer(tokenizer, resolve_device(device))
+    store = EpisodeStore.open(data)
+    if store.meta.frame_size != model.config.frame_size:
+        raise UsageError(f"{data} holds frames of {store.meta.frame_size}, {tokenizer} takes {model.config.frame_size}")
+    meta = TokenMeta(
+        tokenizer_hash=hash_module(model), dataset=store.meta, num_codes=model.num_codes, grid=model.grid
+    )
+    where = next(model.parameters()).device
+    with TokenStore.create(out, meta) as tokens:
+        missing = [number for number in store.numbers("all") if number not in tokens]
+        for number in track(missing, "tokenizing", disable=not missing):
+            episode = store.read(number)
+            frames = torch.from_numpy(np.array(episode.frames))
+            with torch.no_grad():
+                parts = [model.encode(frames_to_model(part.to(where))).cpu() for part in frames.split(256)]
+            tokens.write(number, torch.cat(parts).numpy(), episode)
+    return tokens
+
+
+def train_dynamics(config: ExperimentConfig, tokens: Path, tokenizer: Path, out: Path, world: Path) -> WorldModel:
+    """Train the dynamics on tokens, then join it with its tokenizer into a world.
+
+    Raises:
+        UsageError: The tokens were made by another tokenizer, or ``out`` holds another run.
+    """
+    store = TokenStore.open(tokens)
+    vqvae = load_tokenizer(tokenizer)
+    if store.meta.tokenizer_hash != hash_module(vqvae):
+        raise UsageError(
+            f"{tokens} was made by another tokenizer ({store.meta.tokenizer_hash[:12]}) than {tokenizer} "
+            f"({hash_module(vqvae)[:12]}): run `worldvq tokenize` again into a new folder"
+        )
+    training = config.dynamics_training
+    main = make_accelerator(training.precision).is_main_process
+    if main:
+        _claim(out, [config.dynamics, training], "dynamics model")
+    torch.manual_seed(training.seed)
+    model = Dynamics(config.dynamics, vqvae.grid, vqvae.num_codes, store.action_space)
+    model.initialize_embeddings(vqvae.quantizer.codebook)
+    batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
+    joined = WorldModel(vqvae, model, _world_meta(store.meta))
+    height, width = vqvae.grid
+    summary = f"dynamics, {height * width} tokens a frame, clips of {training.clip_frames} frames"
+    picture = _imagined_strip(joined, store, config.evaluate, training, out)
+    fit(model, dynamics_loss, batches, training, out, summary=summary, picture=picture)
+    joined = WorldModel(vqvae.to(next(model.parameters()).device), model, joined.meta)
+    if main:
+        joined.save(world)
+    return joined
+
+
+def _world_meta(meta: TokenMeta) -> dict[str, Any]:
+    dataset = meta.dataset.model_dump(mode="json")
+    return {"dataset": dataset, "env_id": meta.dataset.env.id, "versions": {"worldvq": worldvq.__version__}}
+
+
+def _imagined_strip(
+    world: WorldModel, store: TokenStore, protocol: EvaluateConfig, training: TrainConfig, out: Path
+) -> Callable[[torch.nn.Module, int], None] | None:
+    """Return the picture of a dynamics run: decoded true tokens over imagined ones, for a few held-out clips."""
+    length = protocol.context + protocol.horizon
+    try:
+        clip = read_clips(store, heldout_clips(store, PICTURE_ROWS // 2, length, training.seed), length)
+    except UsageError:  # held-out episodes are shorter than that: training goes on without pictures
+        return None
+
+    def picture(model: torch.nn.Module, step: int) -> None:
+        device = next(model.parameters()).device
+        here = WorldModel(world.tokenizer.to(device), model, world.meta)  # type: ignore[arg-type]
+        imagined = here.imagine_tokens(clip.tokens[:, : protocol.context], clip.actions[:, :-1], seed=training.seed)
+        true = here.render(clip.tokens)
+        dreamt = true.clone()
+        dreamt[:, protocol.context :] = here.render(imagined.tokens)
+        rows = [row for pair in zip(true, dreamt, strict=True) for row in pair]
+        save_png(out / "pictures" / f"{step:08d}.png", _grid(rows))
+
+    return picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where everything of one experiment lies."""
+
+    root: Path
+
+    def __getattr__(self, name: str) -> Path:
+        """Return ``root/name`` for the known folders."""
+        if name not in ("data", "tokens", "tokenizer", "dynamics", "world", "report"):
+            raise AttributeError(name)
+        return self.root / name
+
+
+def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Record, train the tokenizer, tokenize, train the dynamics, evaluate, render; each stage only if it is missing.
+
+    Returns:
+        The report, with ``stage_seconds`` of what ran now.
+    """
+    where = Layout(out)
+    seconds: dict[str, float] = {}
+
+    def stage(name: str, work: Callable[[], Any]) -> Any:
+        say(f"{name} ...")
+        begun = time.monotonic()
+        result = work()
+        seconds[name] = round(time.monotonic() - begun, 1)
+        return result
+
+    stage("record", lambda: record(config.env, config.record, where.data, stream=STREAM).close())
+    stage("train tokenizer", lambda: train_tokenizer(config, where.data, where.tokenizer))
+    stage("tokenize", lambda: tokenize(where.tokenizer, where.data, where.tokens))
+    stage("train dynamics", lambda: train_dynamics(config, where.tokens, where.tokenizer, where.dynamics, where.world))
+    world = WorldModel.load(where.world)
+    report = stage("evaluate", lambda: evaluate(world, where.data, where.report, config.evaluate))
+    return {**report, "stage_seconds": seconds}
+
+
+__all__ = ["DatasetMeta", "Layout", "run_all", "tokenize", "train_dynamics", "train_tokenizer"]

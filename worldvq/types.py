@@ -1,0 +1,218 @@
+"""The records that flow between recording, training and imagination.
+
+The alignment, stated once: ``actions[t]`` is what turns ``frames[t]`` into ``frames[t + 1]``, and
+``rewards[t]`` is what that transition paid. An episode of T actions has T + 1 frames.
+
+Outside a model frames are uint8 and channel-last. Inside they are float in [-1, 1] and
+channel-first; :func:`frames_to_model` and :func:`frames_from_model` are the only converters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def _shapes(record: Any) -> str:
+    parts = []
+    for item in dataclasses.fields(record):
+        value = getattr(record, item.name)
+        if isinstance(value, np.ndarray | Tensor):
+            dtype = str(value.dtype).removeprefix("torch.")
+            parts.append(f"{item.name}={dtype}{list(value.shape)}")
+        else:
+            parts.append(f"{item.name}={value!r}")
+    return f"{type(record).__name__}({', '.join(parts)})"
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """What an action is, in a form that can be stored as JSON.
+
+    Attributes:
+        kind: ``discrete`` (one choice), ``multi_discrete`` (one choice a factor; a MultiBinary space is
+            a MultiDiscrete of twos) or ``box`` (real vector).
+        nvec: Number of choices of each factor; one entry for ``discrete``, empty for ``box``.
+        low: Lower bounds of a ``box``, flattened; may be ``-inf``.
+        high: Upper bounds of a ``box``, flattened; may be ``inf``.
+        names: Names of the choices of a ``discrete`` space, for drawing; may be empty.
+    """
+
+    kind: Literal["discrete", "multi_discrete", "box"]
+    nvec: tuple[int, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the fields fit the kind."""
+        if self.kind == "discrete" and len(self.nvec) != 1:
+            raise ValueError(f"a discrete action space has one entry in nvec, got {self.nvec}")
+        if self.kind == "multi_discrete" and not self.nvec:
+            raise ValueError("a multi_discrete action space needs at least one factor in nvec")
+        if self.kind == "box" and (not self.low or len(self.low) != len(self.high)):
+            raise ValueError(f"a box action space needs equally many low and high bounds, got {self.low}, {self.high}")
+        if self.names and len(self.names) != self.nvec[0]:
+            raise ValueError(f"{len(self.names)} action names for {self.nvec[0]} actions")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one stored action: ``()``, ``(factors,)`` or ``(dims,)``."""
+        return {"discrete": (), "multi_discrete": (len(self.nvec),), "box": (len(self.low),)}[self.kind]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of a stored action: float32 for ``box``, else int64."""
+        return np.dtype(np.float32 if self.kind == "box" else np.int64)
+
+    def label(self, action: Any) -> str:
+        """Short text for one stored action, to draw on a frame."""
+        if self.kind == "discrete":
+            index = int(action)
+            return self.names[index] if self.names else str(index)
+        values = np.asarray(action).reshape(-1)
+        if self.kind == "multi_discrete":
+            return " ".join(str(int(value)) for value in values)
+        return " ".join(f"{float(value):+.2f}" for value in values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON types; infinite bounds become the strings "inf" and "-inf"."""
+        data = {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
+        for key in ("low", "high"):
+            data[key] = [value if np.isfinite(value) else str(value) for value in data[key]]
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ActionSpace:
+        """Inverse of :meth:`to_json`."""
+        return cls(
+            kind=data["kind"],
+            nvec=tuple(int(value) for value in data["nvec"]),
+            low=tuple(float(value) for value in data["low"]),
+            high=tuple(float(value) for value in data["high"]),
+            names=tuple(str(value) for value in data["names"]),
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Episode:
+    """One recorded episode of T transitions.
+
+    Attributes:
+        frames: (T + 1, H, W, 3) uint8.
+        actions: (T,) int64, (T, factors) int64 or (T, dims) float32; ``actions[t]`` leads to ``frames[t + 1]``.
+        rewards: (T,) float32.
+        terminated: The last transition ended the task.
+        truncated: The last transition hit a limit outside the task. A time-out that reports both is truncated.
+        interrupted: Recording stopped here; the environment had not ended the episode.
+        seed: Seed given to ``reset``.
+        meta: JSON values that describe the episode.
+    """
+
+    frames: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: bool
+    truncated: bool
+    interrupted: bool = False
+    seed: int = 0
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check shapes and dtypes; an episode that exists is a valid one."""
+        if self.frames.dtype != np.uint8 or self.frames.ndim != 4 or self.frames.shape[-1] != 3:
+            raise ValueError(f"frames must be uint8 (T+1, H, W, 3), got {self.frames.dtype}{list(self.frames.shape)}")
+        steps = len(self.frames) - 1
+        if steps < 1:
+            raise ValueError("an episode needs at least one transition (two frames)")
+        if len(self.actions) != steps or self.rewards.shape != (steps,):
+            raise ValueError(
+                f"{steps + 1} frames need {steps} actions and rewards, "
+                f"got {len(self.actions)} actions and rewards {list(self.rewards.shape)}"
+            )
+        if self.rewards.dtype != np.float32:
+            raise ValueError(f"rewards must be float32, got {self.rewards.dtype}")
+        if self.terminated + self.truncated + self.interrupted > 1:
+            raise ValueError("an episode ends in one way: terminated, truncated or interrupted")
+
+    def __len__(self) -> int:
+        """Number of transitions T."""
+        return len(self.actions)
+
+    def __repr__(self) -> str:
+        """Show shapes, not contents."""
+        return _shapes(self)
+
+
+@dataclass(frozen=True, repr=False)
+class Clip:
+    """A batch of windows of T frames cut from episodes.
+
+    ``actions[:, t]`` leads from ``frames[:, t]`` to ``frames[:, t + 1]``; the last action of a window leads
+    out of it. Where an episode is shorter than the window, ``mask`` is False and the contents are zero.
+
+    Attributes:
+        frames: (B, T, H, W, 3) uint8.
+        actions: (B, T, ...) as in :class:`Episode`.
+        rewards: (B, T) float32, reward of the transition out of frame t.
+        terminated: (B, T) bool, True where the transition out of frame t ended the task.
+        mask: (B, T) bool, True where frame t exists.
+        action_mask: (B, T) bool, True where the transition out of frame t exists.
+    """
+
+    frames: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    mask: Tensor
+    action_mask: Tensor
+
+    def __repr__(self) -> str:
+        """Show shapes, not contents."""
+        return _shapes(self)
+
+    def to(self, device: torch.device | str) -> Clip:
+        """Move every tensor."""
+        return Clip(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)})
+
+
+@dataclass(frozen=True, repr=False)
+class TokenClip:
+    """A :class:`Clip` whose frames are already tokens.
+
+    Attributes:
+        tokens: (B, T, h, w) int64.
+        actions: See :class:`Clip`; likewise the rest.
+    """
+
+    tokens: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    mask: Tensor
+    action_mask: Tensor
+
+    def __repr__(self) -> str:
+        """Show shapes, not contents."""
+        return _shapes(self)
+
+    def to(self, device: torch.device | str) -> TokenClip:
+        """Move every tensor."""
+        return TokenClip(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)})
+
+
+def frames_to_model(frames: Tensor) -> Tensor:
+    """Convert uint8 (..., H, W, 3) to float32 (..., 3, H, W) in [-1, 1]."""
+    if frames.dtype != torch.uint8:
+        raise ValueError(f"frames must be uint8, got {frames.dtype}")
+    return frames.movedim(-1, -3).float().div(127.5).sub(1.0)
+
+
+def frames_from_model(frames: Tensor) -> Tensor:
+    """Convert float (..., 3, H, W) in [-1, 1] to uint8 (..., H, W, 3), rounding to nearest."""
+    return frames.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)
