@@ -1,7 +1,7 @@
 """Clips per second that one process on one thread reads from a store, raw and compressed, and the size of each.
 
-    python tools/bench_clips.py --data data/doom      # the frames of a recorded dataset
-    python tools/bench_clips.py                       # made-up textured rooms that a camera turns in
+python tools/bench_clips.py --data data/doom      # the frames of a recorded dataset
+python tools/bench_clips.py                       # made-up textured rooms that a camera turns in
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ def main() -> None:
                 written = sum(len(e.frames) for e in episodes) / (time.perf_counter() - begin)
                 size = sum(file.stat().st_size for file in (store.path / "episodes").iterdir()) / raw
                 rates = clips_per_second(store, arguments.seconds)
+            spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
             print(
-                f"{compression:5s} {statistics.median(rates):8,.0f} clips/s (median; {min(rates):,.0f} to {max(rates):,.0f}), "
+                f"{compression:5s} {statistics.median(rates):8,.0f} clips/s (median; {spread}), "
                 f"{size:6.1%} of the raw frames, written at {written:,.0f} frames/s"
             )
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from worldvq.registration import register_envs
+
 __version__ = "0.1.0"
 __all__ = ["EpisodeStore", "WorldModel", "__version__"]
+
+register_envs()
 
 if TYPE_CHECKING:
     from worldvq.data.episodes import EpisodeStore
@@ -13,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import the heavy names on first use, so that registering the environments stays cheap."""
+    """Import the heavy names on first use, so that importing worldvq stays cheap."""
     if name == "WorldModel":
         from worldvq.models.world import WorldModel
 

@@ -79,7 +79,9 @@ def evaluate(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, p
             raise UsageError(f"{data} has {len(ids)} held-out window for evaluate.clips, two are needed: record more")
         notes = []
         if len(ids) < config.clips:
-            notes.append(f"the held-out episodes have {len(ids)} windows, evaluate.clips = {config.clips} were asked for")
+            notes.append(
+                f"the held-out episodes have {len(ids)} windows, evaluate.clips = {config.clips} were asked for"
+            )
         horizons = sorted({1, math.ceil(config.horizon / 2), config.horizon})
         try:
             metrics.efflite0_features(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
@@ -146,7 +148,12 @@ def _read_actions(store: EpisodeStore, ids: np.ndarray, num_frames: int, batch_s
 
 
 def _collect(
-    world: WorldModel, store: EpisodeStore, ids: np.ndarray, config: EvaluateConfig, horizons: list[int], console: Console
+    world: WorldModel,
+    store: EpisodeStore,
+    ids: np.ndarray,
+    config: EvaluateConfig,
+    horizons: list[int],
+    console: Console,
 ) -> _Collected:
     """Run the protocol over all clips, batch by batch."""
     collected = _Collected()
@@ -217,8 +224,9 @@ def _score(collected: _Collected, world: WorldModel, tokens: Tensor, clip: Any, 
 
 def _report(collected: _Collected, ids: np.ndarray, config: EvaluateConfig, horizons: list[int]) -> dict[str, Any]:
     """Turn what was collected into the numbers of the report."""
-    uncapped = {name: np.concatenate(parts) for name, parts in collected.psnr.items()}  # (n, N)
-    psnr = {name: np.minimum(values, metrics.PSNR_CAP) for name, values in uncapped.items()}
+    psnr = {
+        name: np.minimum(np.concatenate(parts), metrics.PSNR_CAP) for name, parts in collected.psnr.items()
+    }  # (n, N)
     ssim = {name: np.concatenate(parts) for name, parts in collected.ssim.items()}
     pooled = {name: -10 * np.log10(np.mean(10 ** (-values / 10), axis=0)) for name, values in psnr.items()}
     nats = np.concatenate(collected.nats)
@@ -239,7 +247,8 @@ def _report(collected: _Collected, ids: np.ndarray, config: EvaluateConfig, hori
         "termination": _termination(collected),
         "gains": {
             name: {
-                f"over_{other}": _gain(values["imagined"] - values[other]) for other in ("copy_last", "shuffled_actions")
+                f"over_{other}": _gain(values["imagined"] - values[other])
+                for other in ("copy_last", "shuffled_actions")
             }
             for name, values in (("psnr", psnr), ("ssim", ssim))
         },

@@ -6,7 +6,7 @@ import gymnasium
 
 
 def register_envs() -> None:
-    """Register ``worldvq/Maze-v0``; Gymnasium calls this when it is imported, through the package's entry point."""
+    """Register ``worldvq/Maze-v0``; ``import worldvq`` does it. ``gymnasium.make("worldvq:worldvq/Maze-v0")`` needs no import."""
     if "worldvq/Maze-v0" not in gymnasium.registry:
         gymnasium.register(
             id="worldvq/Maze-v0",

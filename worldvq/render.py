@@ -83,7 +83,9 @@ def _uint8(frames: ArrayLike, ndim: int, name: str) -> np.ndarray:
     return array
 
 
-def draw_label(frame: np.ndarray, text: str, color: Color = TEXT, height: int = 22, align: str = "center") -> np.ndarray:
+def draw_label(
+    frame: np.ndarray, text: str, color: Color = TEXT, height: int = 22, align: str = "center"
+) -> np.ndarray:
     """Put a bar with one line of text above a frame (H, W, 3); the picture itself stays untouched."""
     return np.concatenate([_text(text, frame.shape[1], height, color, align), frame])
 

@@ -22,9 +22,15 @@ from worldvq.types import ActionSpace
 
 NAMES = {
     "imagined": ("World model", "Frames imagined from the context and the recorded actions."),
-    "reconstruction": ("Tokenizer (ceiling)", "The real frame through the tokenizer: nothing made of its tokens can do much better."),
+    "reconstruction": (
+        "Tokenizer (ceiling)",
+        "The real frame through the tokenizer: nothing made of its tokens can do much better.",
+    ),
     "copy_last": ("Copy last frame", "The last context frame held still: what a model has to beat."),
-    "shuffled_actions": ("Shuffled actions", "Imagined with another clip's actions: the gap to the world model is what actions control."),
+    "shuffled_actions": (
+        "Shuffled actions",
+        "Imagined with another clip's actions: the gap to the world model is what actions control.",
+    ),
 }
 _STYLES = {
     "imagined": ("#f08a24", "-", "o"),
@@ -37,7 +43,7 @@ _INK = "#7c8390"  # readable on white and on black
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Clips to show: real and reconstruction (B, T, H, W, 3), imagined (B, T - context, H, W, 3), actions (B, T, ...)."""
+    """Clips to show, with shapes as :func:`worldvq.render.rollout_frames` takes them."""
 
     real: np.ndarray
     reconstruction: np.ndarray
@@ -66,20 +72,23 @@ def write_page(out: Path, report: dict[str, Any], rollouts: Rollouts) -> Path:
     video = write_video(out / "rollout.mp4", frames, fps=5, expected=rollouts.real.shape[1])
     # Of the clips shown, the strip is that in which most changes.
     motion = np.abs(np.diff(rollouts.real.astype(np.int16), axis=1)).mean(axis=(1, 2, 3, 4))
-    first = [array[int(motion.argmax())] for array in clips]
-    picture = save_png(out / "strip.png", strip(*first, rollouts.action_space, rollouts.context))
+    real, rebuilt, imagined, actions = (array[int(motion.argmax())] for array in clips)
+    drawn = strip(real, rebuilt, imagined, actions, rollouts.action_space, rollouts.context)
+    picture = save_png(out / "strip.png", drawn)
     plots = [_save_plot(out / f"{name}.png", figure) for name, figure in _figures(report).items()]
     context, horizon = report["context"], report["horizon"]
     source = string.Template((importlib.resources.files("worldvq") / "templates" / "report.html").read_text("utf-8"))
     page = source.substitute(
         title=html.escape(f"{report['env_id']}: imagined futures"),
-        subtitle=f"{report['num_clips']} held-out clips of {report['num_episodes']} episodes · {context} frames of context, "
-        f"{horizon} imagined · worldvq {html.escape(report['versions']['worldvq'])}",
+        subtitle=f"{report['num_clips']} held-out clips of {report['num_episodes']} episodes · "
+        f"{context} frames of context, {horizon} imagined · worldvq {html.escape(report['versions']['worldvq'])}",
         cards=_cards(report),
         video=f'<video controls autoplay loop muted playsinline src="{_embed(video, "video/mp4")}"></video>',
         strip=_embed(picture, "image/png"),
         claim=_claim(report),
-        plots="".join(f'<figure><img src="{_embed(plot, "image/png")}" alt="{plot.stem} plot"></figure>' for plot in plots),
+        plots="".join(
+            f'<figure><img src="{_embed(plot, "image/png")}" alt="{plot.stem} plot"></figure>' for plot in plots
+        ),
         summary_table=_summary_table(report),
         scores_table=_scores_table(report),
         horizon_table=_horizon_table(report),
@@ -102,9 +111,12 @@ def _figures(report: dict[str, Any]) -> dict[str, Figure]:
         "ssim": _curves(report["ssim"], steps, "SSIM, higher is better"),
     }
     if report["fd_efflite0"]:
-        figures["fd"] = _curves(report["fd_efflite0"], report["fd_efflite0"]["horizons"], "FD-EffLite0, lower is better")
+        figures["fd"] = _curves(
+            report["fd_efflite0"], report["fd_efflite0"]["horizons"], "FD-EffLite0, lower is better"
+        )
     figure, axes = _axes("Where in the frame the surprise is (nats per token)")
     image = axes.imshow(np.array(report["nats_by_position"], float), cmap="magma", vmin=0)
+    axes.set_anchor("W")
     axes.set_xticks([])
     axes.set_yticks([])
     bar = figure.colorbar(image, ax=axes, fraction=0.045)
@@ -130,7 +142,7 @@ def _curves(scores: dict[str, Any], steps: Sequence[int], title: str) -> Figure:
     figure, axes = _axes(title)
     for name, (color, line, marker) in _STYLES.items():
         curve = scores[name]
-        axes.plot(steps, curve["mean"], line, color=color, marker=marker, markersize=4, linewidth=1.8, label=NAMES[name][0])
+        axes.plot(steps, curve["mean"], line, color=color, marker=marker, ms=4, lw=1.8, label=NAMES[name][0])
         if "ci95" in curve:
             low, high = np.array(curve["ci95"], float).T
             axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
@@ -214,10 +226,12 @@ def _scores_table(report: dict[str, Any]) -> str:
     rewards, ends = report["rewards"], report["termination"]
     bits = f"{_number(report['bits_per_frame'], 0)} bits"
     share = f"{ends['rate']:.2%} of {ends['num_transitions']} transitions ended the task"
+    codes = f"~{report['codes_used']} of {report['world']['num_codes']} codes used"
+    blind = f"~mean absolute; always saying the mean: {_number(rewards['mae_of_mean'], 4)}"
     cells = [
         ["Cross-entropy", f"{_number(report['nats_per_token'], 3)} nats per token", f"~{bits} for a whole frame"],
-        ["Codebook perplexity", _number(report["perplexity"], 1), f"~{report['codes_used']} of {report['world']['num_codes']} codes used"],
-        ["Reward error", _number(rewards["mae"], 4), f"~mean absolute; always saying the mean: {_number(rewards['mae_of_mean'], 4)}"],
+        ["Codebook perplexity", _number(report["perplexity"], 1), codes],
+        ["Reward error", _number(rewards["mae"], 4), blind],
         ["Reward correlation", _number(rewards["correlation"], 3), "~– where the recorded reward never changes"],
         [
             "Finding rewards above 0",
@@ -249,11 +263,10 @@ def _horizon_table(report: dict[str, Any]) -> str:
 def _notes(report: dict[str, Any]) -> str:
     notes = [
         "Intervals are 95 % percentile bootstraps over clips.",
-        f"Two identical frames have an infinite PSNR; it is capped at {report['psnr_cap']:g} dB before averaging, which "
-        "favours copying the last frame where nothing moved. <code>psnr_pooled</code> in report.json is the PSNR of the "
-        "mean squared error over all clips, which such frames do not dominate.",
-        f"Shuffled actions: after the context, each clip takes the actions of another one (seed {report['seeds']['shuffle']}); "
-        "the sampling noise is the same.",
+        f"Two identical frames have an infinite PSNR, so PSNR is capped at {report['psnr_cap']:g} dB before averaging. "
+        "<code>psnr_pooled</code> in report.json is the PSNR of the mean squared error over all clips.",
+        "Shuffled actions: after the context, each clip takes the actions of another one "
+        f"(seed {report['seeds']['shuffle']}); the sampling noise is the same.",
         *(html.escape(note) for note in report["notes"]),
         f"Sampling: {html.escape(str(report['sampling']))}; versions: {html.escape(str(report['versions']))}; "
         f"{report['seconds']:.0f} s in all, {report['imagined_frames_per_second']:g} imagined frames a second.",
@@ -264,6 +277,7 @@ def _notes(report: dict[str, Any]) -> str:
             3,
             "FD-EffLite0 is the Fréchet distance on the pooled features of EfficientNet-Lite0 (ImageNet), frames at "
             f"{fd['input_size']}×{fd['input_size']}, {fd['num_frames']} frames a set, imagined frames "
-            f"{', '.join(map(str, fd['horizons']))}. It is not the FID; with so few frames, compare only within this report.",
+            f"{', '.join(map(str, fd['horizons']))}. It is not the FID; with so few frames, compare only within "
+            "this report.",
         )
     return "".join(f"<p>{note}</p>" for note in notes)

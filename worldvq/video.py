@@ -6,6 +6,7 @@ were given: a path that :func:`write_video` returned is a file that plays.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -91,10 +92,8 @@ def _encode(frames: Iterable[np.ndarray], path: Path, size: tuple[int, int], fps
             if process.poll() is None:
                 process.kill()
                 process.wait()
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
-            except BrokenPipeError:
-                pass
         if status != 0:
             messages.seek(0)
             raise RunError(f"ffmpeg failed with status {status}: {_last_line(messages.read())}")

@@ -132,10 +132,7 @@ def test_a_step_is_a_pure_function_of_the_seed(store):
     assert len({ids.tobytes() for ids in in_order}) == 20
     assert (ClipSampler(store, "train", 4, 16, seed=6).ids(0) != in_order[0]).any()
     # Written down, so that no change of library or code changes a run that is resumed.
-    assert in_order[7][:3].tolist() == PINNED
-
-
-PINNED = None
+    assert in_order[7][:3].tolist() == [[6, 25], [5, 17], [6, 50]]
 
 
 def test_ranks_take_slices_of_one_batch(store):
@@ -170,7 +167,7 @@ def test_token_clips_follow_the_frames(tmp_path):
     np.testing.assert_array_equal(heldout_clips(tokens, 5, 4, 0), heldout_clips(store, 5, 4, 0))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(2, 40), min_size=2, max_size=6),
     num_clips=st.integers(1, 60),

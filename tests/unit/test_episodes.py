@@ -105,10 +105,11 @@ def test_files_are_plain_safetensors(tmp_path):
 
 def test_frames_are_mapped_without_a_descriptor_and_cannot_be_written(tmp_path):
     store = fill(tmp_path / "d", 5)
-    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    descriptors = Path("/proc/self/fd")  # on Linux
+    before = len(list(descriptors.iterdir())) if descriptors.exists() else 0
     frames = [store.frames(number) for number in store.numbers()]
     if before:
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(list(descriptors.iterdir())) == before
     with pytest.raises(ValueError, match="read-only"):
         frames[0][0] = 0
     assert store.frames(0) is frames[0]

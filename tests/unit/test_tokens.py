@@ -22,7 +22,9 @@ def make_meta(**changes) -> TokenMeta:
 def make_episode(seed: int, steps: int = 9) -> Episode:
     rng = np.random.default_rng(seed)
     frames = np.zeros((steps + 1, 8, 8, 3), np.uint8)
-    return Episode(frames, rng.integers(0, 2, (steps, 2)), rng.normal(size=steps).astype(np.float32), True, False, seed=seed)
+    return Episode(
+        frames, rng.integers(0, 2, (steps, 2)), rng.normal(size=steps).astype(np.float32), True, False, seed=seed
+    )
 
 
 def make_tokens(seed: int, num_codes: int = 512, frames: int = 10) -> np.ndarray:
@@ -63,7 +65,9 @@ def test_it_continues_and_skips_what_is_there(tmp_path):
 
 def test_another_tokenizer_is_refused(tmp_path):
     TokenStore.create(tmp_path / "t", make_meta()).close()
-    with pytest.raises(UsageError, match=r"tokenizer_hash is 'ffff.*' there, '0000.*' asked; num_codes is 512 there, 64"):
+    with pytest.raises(
+        UsageError, match=r"tokenizer_hash is 'ffff.*' there, '0000.*' asked; num_codes is 512 there, 64"
+    ):
         TokenStore.create(tmp_path / "t", make_meta(tokenizer_hash="0" * 64, num_codes=64))
 
 

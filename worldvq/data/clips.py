@@ -16,7 +16,7 @@ from worldvq.errors import UsageError
 from worldvq.types import Clip, TokenClip
 
 if TYPE_CHECKING:
-    from worldvq.data.files import Split
+    from worldvq.data.store import Split
     from worldvq.data.tokens import TokenStore
 
 
@@ -81,14 +81,15 @@ class ClipSampler:
         """
         if clip_frames < 1 or batch_size < 1 or seed < 0:
             raise UsageError(
-                f"clip_frames and batch_size must be at least 1 and seed at least 0, got {clip_frames}, {batch_size}, {seed}"
+                "clip_frames and batch_size must be at least 1 and seed at least 0, "
+                f"got {clip_frames}, {batch_size}, {seed}"
             )
         self.store, self.clip_frames, self.batch_size, self.seed = store, clip_frames, batch_size, seed
         self._numbers = np.array(store.numbers(split), np.int64)
         if not len(self._numbers):
             raise UsageError(
-                f"{store.path} has no {split} episodes ({len(store)} in all, every {store.heldout_every}th is held out); "
-                "record more"
+                f"{store.path} has no {split} episodes ({len(store)} in all, every {store.heldout_every}th is held out)"
+                "; record more"
             )
         starts = [max(store.entry(int(n)).num_frames - clip_frames + 1, 1) for n in self._numbers]
         self._ends = np.cumsum(starts)

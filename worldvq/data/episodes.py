@@ -17,7 +17,8 @@ from pydantic import field_validator
 
 from worldvq.config import EnvConfig, NonNegativeInt, PositiveInt
 from worldvq.data.compression import decode_frames, encode_frames, require_zstandard
-from worldvq.data.files import IndexEntry, Record, SafetensorsFile, Store, map_file, write_tensors
+from worldvq.data.files import IndexEntry, Record, SafetensorsFile, map_expected, write_tensors
+from worldvq.data.store import Store
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.types import ActionSpace, Episode
 
@@ -114,7 +115,9 @@ class EpisodeStore(Store[DatasetMeta]):
             raise UsageError(f"{self.path} holds frames of {self.meta.frame_size}, got {shape}")
         if episode.actions.shape[1:] != space.shape or episode.actions.dtype != space.dtype:
             got = f"{episode.actions.dtype}{list(episode.actions.shape)}"
-            raise UsageError(f"{self.path} holds {space.kind} actions {space.dtype}{[len(episode), *space.shape]}, got {got}")
+            raise UsageError(
+                f"{self.path} holds {space.kind} actions {space.dtype}{[len(episode), *space.shape]}, got {got}"
+            )
         if problem := _action_problem(space, episode.actions):
             raise UsageError(f"episode {number}: {problem}")
         return self.append(write_episode(self.path, number, episode, self.meta.compression))
@@ -179,17 +182,11 @@ class EpisodeStore(Store[DatasetMeta]):
         super().close()
 
     def _map(self, entry: IndexEntry) -> MappedEpisode:
-        path = self.path / entry.file
-        file = map_file(path)
         steps, space = entry.num_frames - 1, self.action_space
         expected = {"actions": (space.dtype, (steps, *space.shape)), "rewards": (np.dtype(np.float32), (steps,))}
         if self.meta.compression == "none":
             expected["frames"] = (np.dtype(np.uint8), (entry.num_frames, *self.item_shape))
-        for name, (dtype, shape) in expected.items():
-            held = file.tensors.get(name)
-            if held is None or held.dtype != dtype or held.shape != shape:
-                got = "nothing" if held is None else f"{held.dtype}{list(held.shape)}"
-                raise CorruptFileError(f"{path}: {name} should be {dtype}{list(shape)}, the file holds {got}")
+        file = map_expected(self.path / entry.file, expected)
         tensors = file.tensors
         return MappedEpisode(tensors.get("frames"), tensors["actions"], tensors["rewards"], file)
 

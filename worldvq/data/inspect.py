@@ -71,7 +71,8 @@ def _episode_rows(store: EpisodeStore | TokenStore) -> dict[str, str]:
     lengths = [entry.num_frames for entry in entries]
     returns = [entry.episode_return for entry in entries]
     endings = [
-        f"{sum(getattr(entry, name) for entry in entries)} {name}" for name in ("terminated", "truncated", "interrupted")
+        f"{sum(getattr(entry, name) for entry in entries)} {name}"
+        for name in ("terminated", "truncated", "interrupted")
     ]
     heldout = store.numbers("heldout")
     heldout_frames = sum(store.entry(number).num_frames for number in heldout)
@@ -126,7 +127,7 @@ def preview(path: str | Path, out: str | Path) -> list[Path]:
         )
     sheet = save_png(out / "contact_sheet.png", grid(rows))
 
-    shown = numbers[:: -(-len(numbers) // VIDEO_EPISODES)]
+    shown = _spread(numbers, VIDEO_EPISODES)
 
     def pictures() -> Iterator[np.ndarray]:
         episodes = [store.frames(number)[:VIDEO_FRAMES] for number in shown]

@@ -11,7 +11,8 @@ from pydantic import Field
 
 from worldvq.config import PositiveInt
 from worldvq.data.episodes import DatasetMeta
-from worldvq.data.files import IndexEntry, Record, Store, map_file, write_tensors
+from worldvq.data.files import IndexEntry, Record, map_expected, write_tensors
+from worldvq.data.store import Store
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.types import ActionSpace, Episode
 
@@ -87,9 +88,13 @@ class TokenStore(Store[TokenMeta]):
         tokens = np.asarray(tokens)
         if tokens.shape != (len(episode.frames), *self.meta.grid) or not np.issubdtype(tokens.dtype, np.integer):
             expected = [len(episode.frames), *self.meta.grid]
-            raise UsageError(f"episode {number}: tokens should be integers {expected}, got {tokens.dtype}{list(tokens.shape)}")
+            raise UsageError(
+                f"episode {number}: tokens should be integers {expected}, got {tokens.dtype}{list(tokens.shape)}"
+            )
         if tokens.min() < 0 or tokens.max() >= self.meta.num_codes:
-            raise UsageError(f"episode {number}: tokens lie in {tokens.min()}..{tokens.max()}, not below {self.meta.num_codes}")
+            raise UsageError(
+                f"episode {number}: tokens lie in {tokens.min()}..{tokens.max()}, not below {self.meta.num_codes}"
+            )
         tensors = {"tokens": tokens.astype(self.meta.dtype), "actions": episode.actions, "rewards": episode.rewards}
         entry = self.append(write_tensors(self.path, number, tensors, episode))
         self._held[number] = self._load(entry)
@@ -110,17 +115,13 @@ class TokenStore(Store[TokenMeta]):
         out[:] = self._held[number].tokens[start : start + len(out)]
 
     def _map(self, entry: IndexEntry) -> TokenEpisode:
-        path, space, steps = self.path / entry.file, self.action_space, entry.num_frames - 1
-        held = map_file(path).tensors
+        space, steps = self.action_space, entry.num_frames - 1
         expected = {
             "tokens": (self.meta.dtype, (entry.num_frames, *self.meta.grid)),
             "actions": (space.dtype, (steps, *space.shape)),
             "rewards": (np.dtype(np.float32), (steps,)),
         }
-        for name, (dtype, shape) in expected.items():
-            if name not in held or held[name].dtype != dtype or held[name].shape != shape:
-                got = f"{held[name].dtype}{list(held[name].shape)}" if name in held else "nothing"
-                raise CorruptFileError(f"{path}: {name} should be {dtype}{list(shape)}, the file holds {got}")
+        held = map_expected(self.path / entry.file, expected).tensors
         return TokenEpisode(held["tokens"], held["actions"], held["rewards"])
 
     def _load(self, entry: IndexEntry) -> TokenEpisode:

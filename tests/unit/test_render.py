@@ -1,0 +1,222 @@
+"""Videos hold exactly the frames that were given, or nothing; pictures are drawn where they should be."""
+
+import resource
+import stat
+import subprocess
+import sys
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+
+from worldvq import render
+from worldvq.errors import RunError, UsageError
+from worldvq.types import ActionSpace
+from worldvq.video import probe_video, write_video
+
+FORWARD_TURN = ActionSpace("discrete", nvec=(2,), names=("forward", "turn"))
+
+
+def moving_square(num_frames: int, height: int, width: int) -> np.ndarray:
+    frames = np.full((num_frames, height, width, 3), (40, 90, 160), np.uint8)
+    for t in range(num_frames):
+        left = (2 * t) % (width // 2)
+        frames[t, height // 4 : height // 2, left : left + width // 3] = (220, 60, 40)
+    return frames
+
+
+def decode(path, height: int, width: int) -> np.ndarray:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-fps_mode", "passthrough"]
+    raw = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True).stdout
+    return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
+
+
+@pytest.mark.parametrize("suffix", render.VIDEO_SUFFIXES)
+@pytest.mark.parametrize(("num_frames", "height", "width"), [(1, 64, 64), (2, 33, 47), (17, 48, 31), (61, 16, 16)])
+def test_frame_count_and_size_are_exact(tmp_path, suffix, num_frames, height, width):
+    path = tmp_path / "new" / f"clip{suffix}"
+    frames = moving_square(num_frames, height, width)
+    assert write_video(path, iter(frames), fps=15, expected=num_frames) == path
+    even = suffix == ".mp4"
+    assert probe_video(path) == (num_frames, height + (even and height % 2), width + (even and width % 2))
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", render.VIDEO_SUFFIXES)
+def test_still_frames_are_kept(tmp_path, suffix):
+    path = write_video(tmp_path / f"still{suffix}", [moving_square(1, 32, 32)[0]] * 9, fps=10)
+    assert probe_video(path)[0] == 9
+    if suffix == ".gif":
+        with Image.open(path) as image:
+            assert image.info["loop"] == 0
+            durations = []
+            for index in range(image.n_frames):
+                image.seek(index)
+                durations.append(image.info["duration"])
+        assert sum(durations) == 900
+
+
+@pytest.mark.parametrize("suffix", render.VIDEO_SUFFIXES)
+def test_colours_and_order_survive(tmp_path, suffix):
+    frames = moving_square(12, 64, 64)
+    path = write_video(tmp_path / f"clip{suffix}", frames, scale=2)
+    decoded = decode(path, 128, 128)[:, ::2, ::2]
+    assert np.abs(decoded.astype(int) - frames).mean() < 4
+    assert np.abs(decoded[:, :8, :8].astype(int) - (40, 90, 160)).max() < 12
+    errors = [[np.abs(a.astype(int) - b).mean() for b in frames[:8]] for a in decoded[:8]]
+    assert np.argmin(errors, axis=1).tolist() == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "message"),
+    [
+        ("a.avi", np.zeros((2, 8, 8, 3), np.uint8), "must end in"),
+        ("a.mp4", [], "no frames"),
+        ("a.mp4", np.zeros((2, 8, 8, 3), np.float32), "uint8"),
+        ("a.mp4", np.zeros((2, 8, 8), np.uint8), "uint8"),
+        ("a.mp4", [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)], "change size"),
+    ],
+)
+def test_wrong_requests_are_refused_and_leave_nothing(tmp_path, name, frames, message):
+    with pytest.raises(UsageError, match=message):
+        write_video(tmp_path / name, frames)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fewer_frames_than_expected_fail(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"older")
+    with pytest.raises(RunError, match="2 frames where 3"):
+        write_video(tmp_path / "a.mp4", moving_square(2, 16, 16), expected=3)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.mp4", b"older")]
+
+
+def test_folder_that_cannot_be_made_fails(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match="cannot write the video"):
+        write_video(tmp_path / "file" / "a.mp4", moving_square(2, 16, 16))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
+@pytest.mark.parametrize("suffix", render.VIDEO_SUFFIXES)
+def test_full_disk_fails_and_leaves_nothing(tmp_path, suffix):
+    frames = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(RunError, match=r"ffmpeg failed|encoder wrote|does not decode"):
+            write_video(tmp_path / f"a{suffix}", frames)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.parametrize("script", ["echo no such encoder >&2; exit 1", "cat > /dev/null; exit 0", "exit 3"])
+def test_broken_encoder_fails_and_leaves_nothing(tmp_path, monkeypatch, script):
+    fake = tmp_path / "ffmpeg"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(fake))
+    with pytest.raises(RunError, match="cannot write the video"):
+        write_video(tmp_path / "out" / "a.mp4", moving_square(200, 64, 64))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_missing_ffmpeg_names_the_way_out(tmp_path, monkeypatch):
+    def missing() -> str:
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", missing)
+    with pytest.raises(RunError, match="pip install imageio-ffmpeg"):
+        write_video(tmp_path / "a.mp4", moving_square(2, 16, 16))
+
+
+def test_interruption_leaves_nothing(tmp_path):
+    def frames():
+        yield from moving_square(3, 16, 16)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_video(tmp_path / "a.mp4", frames())
+    assert list(tmp_path.iterdir()) == []
+
+
+def rollout(num_clips=2, num_frames=7, context=3):
+    real = np.stack([moving_square(num_frames, 32, 32) for _ in range(num_clips)])
+    actions = np.zeros((num_clips, num_frames), np.int64)
+    return real, real // 2, real[:, context:] // 3, actions, FORWARD_TURN, context
+
+
+def test_label_stands_above_the_frame():
+    frame = moving_square(1, 32, 64)[0]
+    labelled = render.draw_label(frame, "turn")
+    np.testing.assert_array_equal(labelled[-32:], frame)
+    assert labelled[:-32].max() > 150  # there is text
+
+
+def test_grid_places_and_enlarges():
+    frames = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3)
+    picture = render.grid(frames, gap=1, scale=2)
+    assert picture.shape == (2 * 8 + 3, 3 * 8 + 4, 3)
+    np.testing.assert_array_equal(picture[10:18:2, 19:27:2], frames[1, 2])
+
+
+def test_rollout_frames_show_every_picture():
+    arguments = rollout()
+    real, rebuilt, imagined, *_ = arguments
+    frames = list(render.rollout_frames(*arguments, side=32))
+    assert len(frames) == 7 and len({frame.shape for frame in frames}) == 1
+
+    def shows(frame, picture):
+        windows = np.lib.stride_tricks.sliding_window_view(frame, picture.shape)[:, :, 0]
+        return bool((windows == picture).all(axis=(-1, -2, -3)).any())
+
+    for t in (0, 2, 3, 6):
+        assert shows(frames[t], real[1, t]) and shows(frames[t], rebuilt[1, t])
+        if t >= 3:
+            assert shows(frames[t], imagined[1, t - 3])
+    in_context, in_dream = (frames[t].reshape(-1, 3) for t in (2, 3))
+    assert (in_context == render.CONTEXT).all(1).any() and (in_dream == render.IMAGINED).all(1).any()
+    assert not (in_dream == render.CONTEXT).all(1).any()
+
+
+def test_labels_name_the_action_into_the_frame():
+    space, actions = FORWARD_TURN, np.array([1, 0, 1])
+    assert render._action_names(actions, space, 4) == ["start", "turn", "forward", "turn"]
+    numbered = ActionSpace("discrete", nvec=(2,))
+    assert render._action_names(actions, numbered, 2) == ["start", "action 1"]
+
+
+def test_rollout_of_wrong_lengths_is_refused():
+    real, rebuilt, imagined, actions, space, context = rollout()
+    with pytest.raises(UsageError, match="do not fit"):
+        next(render.rollout_frames(real, rebuilt, imagined[:, 1:], actions, space, context))
+    with pytest.raises(UsageError, match="need 6 actions"):
+        next(render.rollout_frames(real, rebuilt, imagined, actions[:, :5], space, context))
+
+
+@pytest.mark.parametrize("suffix", render.VIDEO_SUFFIXES)
+def test_save_rollout_writes_video_and_strip(tmp_path, suffix):
+    video, picture = render.save_rollout(tmp_path / f"dream{suffix}", *rollout(), side=48)
+    assert probe_video(video)[0] == 7
+    with Image.open(picture) as image:
+        assert image.width > image.height
+
+
+def test_paper_figure_has_a_row_an_action():
+    frames = moving_square(5, 32, 32)
+    one = render.paper_figure(frames[:3], {"forward": frames})
+    two = render.paper_figure(frames[:3], {"forward": frames, "turn right": frames})
+    assert two.shape[1] == one.shape[1] and two.shape[0] > 1.5 * one.shape[0]
+    with pytest.raises(UsageError, match="at least one row"):
+        render.paper_figure(frames, {})
+
+
+def test_save_png_round_trip_and_failure(tmp_path):
+    picture = moving_square(1, 20, 30)[0]
+    with Image.open(render.save_png(tmp_path / "a" / "b.png", picture)) as image:
+        np.testing.assert_array_equal(np.asarray(image), picture)
+    with pytest.raises(RunError, match="cannot write the picture"):
+        render.save_png(tmp_path / "a" / "b.png" / "c.png", picture)

@@ -1,0 +1,231 @@
+"""The base of both stores: safetensors files in a folder with an append-only, hashed index.
+
+Nothing that was committed can be lost: a file is written under a temporary name, flushed to disk and renamed,
+and only then listed in the index, whose line is flushed too. What a crash leaves behind is a temporary file, a
+file without a line, or a torn last line; all three are ignored on reading and cleaned up or overwritten later.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+
+from pydantic import BaseModel
+
+from worldvq.data.files import IndexEntry, Lock, disk_errors, load_json, read_index, sync_folder, write_atomic
+from worldvq.errors import CorruptFileError, UsageError
+from worldvq.types import ActionSpace
+
+INDEX = "index.jsonl"
+Split = Literal["train", "heldout", "all"]
+M = TypeVar("M", bound=BaseModel)
+
+
+class Store(Generic[M]):
+    """Base of the stores: ``<meta>.json``, ``index.jsonl``, ``episodes/`` and a lock.
+
+    Attributes:
+        path: The folder.
+        meta: What the store was made from.
+        entries: The committed episodes, by number.
+    """
+
+    meta_type: ClassVar[type[BaseModel]]
+    meta_file: ClassVar[str]
+    what: ClassVar[str]
+    how_to_make: ClassVar[str]
+
+    def __init__(self, path: Path, meta: M, entries: list[IndexEntry], lock: Lock | None) -> None:
+        self.path, self.meta, self._lock = path, meta, lock
+        self._entries = {entry.number: entry for entry in sorted(entries, key=lambda entry: entry.number)}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open for reading.
+
+        Raises:
+            UsageError: There is no such store; the message says how to make one.
+            CorruptFileError: The description or the index cannot be read.
+        """
+        path = Path(path)
+        if not (path / cls.meta_file).is_file():
+            problem = f"holds no {cls.what} (no {cls.meta_file})" if path.exists() else f"no such {cls.what}"
+            raise UsageError(f"{path}: {problem}; make one with: {cls.how_to_make}")
+        meta: Any = load_json(cls.meta_type, (path / cls.meta_file).read_bytes(), str(path / cls.meta_file))
+        return cls(path, meta, read_index(path / INDEX)[0], None)
+
+    @classmethod
+    def create(cls, path: str | Path, meta: M) -> Self:
+        """Open for writing and reading; a store that is there already with the same ``meta`` is continued.
+
+        Raises:
+            UsageError: The folder holds something else, or a store with another ``meta`` (the differences are named).
+            RunError: Another process is writing to it.
+        """
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or _strangers(path)) and not (path / cls.meta_file).is_file():
+            raise UsageError(f"{path} holds other files and no {cls.what}; give a new or an empty folder")
+        with disk_errors(path):
+            (path / "episodes").mkdir(parents=True, exist_ok=True)
+        lock = Lock(path)
+        try:
+            for stale in (*path.glob(".*.tmp"), *(path / "episodes").glob(".*.tmp")):
+                stale.unlink(missing_ok=True)
+            if (path / cls.meta_file).is_file():
+                store = cls.open(path)
+                differences = _differences(store.meta.model_dump(mode="json"), meta.model_dump(mode="json"))
+                if differences:
+                    raise UsageError(f"{path} was made otherwise: {'; '.join(differences)}; give another folder")
+            else:
+                write_atomic(path / cls.meta_file, (meta.model_dump_json(indent=2) + "\n").encode())
+                store = cls(path, meta, [], None)
+            _, whole = read_index(path / INDEX)
+            if (path / INDEX).exists():
+                os.truncate(path / INDEX, whole)
+        except BaseException:
+            lock.release()
+            raise
+        store._lock = lock
+        return store
+
+    def __enter__(self) -> Self:
+        """Return the store itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock, if this store holds it."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __contains__(self, number: int) -> bool:
+        """Whether this episode is committed."""
+        return number in self._entries
+
+    def __len__(self) -> int:
+        """Number of committed episodes."""
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        """Show where and how much."""
+        return f"{type(self).__name__}({str(self.path)!r}, {len(self)} episodes, {self.num_frames} frames)"
+
+    @property
+    def entries(self) -> list[IndexEntry]:
+        """The committed episodes, by number."""
+        return [self._entries[number] for number in sorted(self._entries)]
+
+    @property
+    def num_frames(self) -> int:
+        """Frames in all committed episodes."""
+        return sum(entry.num_frames for entry in self._entries.values())
+
+    @property
+    def heldout_every(self) -> int:
+        """Episode n is held out when n % heldout_every == heldout_every - 1."""
+        raise NotImplementedError
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """What an action is."""
+        raise NotImplementedError
+
+    def entry(self, number: int) -> IndexEntry:
+        """Index entry of an episode.
+
+        Raises:
+            UsageError: There is no such episode.
+        """
+        if number not in self._entries:
+            raise UsageError(f"{self.path}: there is no episode {number}; it holds {len(self)} episodes")
+        return self._entries[number]
+
+    def numbers(self, split: Split = "all") -> list[int]:
+        """Numbers of the episodes of a split, ascending. The split is fixed by the number alone.
+
+        Raises:
+            UsageError: An unknown split.
+        """
+        if split not in ("train", "heldout", "all"):
+            raise UsageError(f"unknown split '{split}': train, heldout or all")
+        every = self.heldout_every
+        return [n for n in sorted(self._entries) if split == "all" or (n % every == every - 1) == (split == "heldout")]
+
+    def append(self, entry: IndexEntry) -> IndexEntry:
+        """List an episode whose file is already written; it counts as committed when this returns.
+
+        Raises:
+            UsageError: The number is taken, or the store is open for reading only.
+            RunError: The disk is full; the index is as before.
+            CorruptFileError: The file does not hold what the entry says.
+        """
+        self._check_free(entry.number)
+        self._map(entry)
+        index = self.path / INDEX
+        line = entry.model_dump_json().encode() + b"\n"
+        with disk_errors(index), index.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, "short write")
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(index, before)
+                raise
+        if before == 0:
+            sync_folder(self.path)
+        self._entries[entry.number] = entry
+        return entry
+
+    def _check_free(self, number: int) -> None:
+        """Refuse to write over an episode, or without the lock."""
+        if self._lock is None:
+            raise UsageError(f"{self.path} is open for reading only; {type(self).__name__}.create opens it for writing")
+        if number in self._entries:
+            raise UsageError(f"{self.path}: episode {number} is already recorded")
+
+    def _map(self, entry: IndexEntry) -> Any:
+        """Map an episode's file and check names, dtypes and shapes; raises CorruptFileError."""
+        raise NotImplementedError
+
+    def _check_contents(self, entry: IndexEntry) -> None:
+        """Read everything an episode's file holds; raises CorruptFileError."""
+        raise NotImplementedError
+
+    def verify(self) -> list[str]:
+        """Hash and read every listed file; return one line for each that is broken, naming it."""
+        problems = []
+        for entry in self.entries:
+            path = self.path / entry.file
+            try:
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if digest != entry.sha256:
+                    problems.append(f"{path}: its hash is not the one in the index; the file has changed")
+                    continue
+                self._check_contents(entry)
+            except OSError as error:
+                problems.append(f"{path}: cannot read: {error.strerror or error}")
+            except CorruptFileError as error:
+                problems.append(str(error))
+        return problems
+
+
+def _strangers(path: Path) -> list[str]:
+    """Names in a folder that creating a store there would not have left behind."""
+    return [file.name for file in path.iterdir() if file.name not in (".lock", "episodes") and file.suffix != ".tmp"]
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """Compare two metas key by key; library versions may differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [k for k in {**old, **new} if k != "versions"]
+        return [line for k in keys for line in _differences(old.get(k), new.get(k), f"{key}.{k}" if key else k)]
+    return [] if old == new else [f"{key} is {old!r} there, {new!r} asked"]
