@@ -81,9 +81,11 @@ class _Maze:
         values = np.asarray(actions)
         expected = self.reset_needed.shape
         if values.shape != expected or not np.issubdtype(values.dtype, np.integer):
-            raise UsageError(f"action {actions!r}: give whole numbers of shape {expected}")
-        if values.size and not (0 <= values.min() and values.max() < len(ACTION_NAMES)):
-            raise UsageError(f"action {actions!r}: choose from 0 to {len(ACTION_NAMES) - 1} ({', '.join(ACTION_NAMES)})")
+            raise UsageError(f"action {values.tolist()}: give whole numbers of shape {expected}")
+        if values.size and not (values.min() >= 0 and values.max() < len(ACTION_NAMES)):
+            raise UsageError(
+                f"action {values.tolist()}: choose from 0 to {len(ACTION_NAMES) - 1} ({', '.join(ACTION_NAMES)})"
+            )
         return values.astype(np.int64)
 
     def info(self) -> dict[str, np.ndarray]:
@@ -239,7 +241,7 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
     ) -> None:
         self.num_envs = _check_int("num_envs", num_envs, 1, None)
         modes = {mode.value: mode for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP)}
-        value = autoreset_mode.value if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
+        value = getattr(autoreset_mode, "value", autoreset_mode)
         if value not in modes:
             raise UsageError(f"autoreset_mode {value!r}: choose one of {', '.join(modes)}")
         self._maze = _Maze(self.num_envs, size, num_cells, num_objects, max_steps, top_down, render_mode, render_size)
@@ -250,6 +252,7 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.action_names = ACTION_NAMES
+        self._begun = False
         self._same_step = modes[value] is AutoresetMode.SAME_STEP
         self._generators = [seeding.np_random(None)[0] for _ in range(self.num_envs)]
 
@@ -261,9 +264,10 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
         Raises:
             UsageError: There are not as many seeds as environments.
         """
-        seeds = [None if seed is None else seed + i for i in range(self.num_envs)] if not isinstance(
-            seed, Sequence
-        ) else list(seed)
+        if seed is None or isinstance(seed, int | np.integer):
+            seeds = [None if seed is None else int(seed) + env for env in range(self.num_envs)]
+        else:
+            seeds = list(seed)
         if len(seeds) != self.num_envs:
             raise UsageError(f"{len(seeds)} seeds for {self.num_envs} environments: give one each, or a single number")
         for env, one in enumerate(seeds):
@@ -271,6 +275,7 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
                 self._generators[env] = seeding.np_random(one)[0]
             self._maze.world.reset(env, self._generators[env])
         self._maze.reset_needed[:] = False
+        self._begun = True
         return self._observe(), self._info()
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
@@ -280,6 +285,8 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
             UsageError: An action does not exist, or there was no reset yet.
         """
         maze = self._maze
+        if not self._begun:
+            raise UsageError("no episode has begun: call reset() before step()")
         actions = maze.check_actions(actions)
         restart = maze.reset_needed.copy()
         rewards, terminated, truncated = maze.world.step(actions, ~restart)
@@ -294,7 +301,8 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
                 final[env] = frames[env].copy()
                 maze.world.reset(int(env), self._generators[env])
             frames[ended] = maze.renderer.render(maze.world.scene[ended])
-            info = {**self._info(), "final_obs": final, "_final_obs": ended, "final_info": final_info, "_final_info": ended}
+            info = {**self._info(), "final_obs": final, "_final_obs": ended}
+            info |= {"final_info": _only(final_info, ended), "_final_info": ended}
         return frames, rewards, terminated, truncated, info
 
     def render(self) -> tuple[np.ndarray, ...] | None:
@@ -314,6 +322,7 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
             UsageError: The state is of mazes with other settings.
         """
         self._maze.set_state(state, self._generators)
+        self._begun = True
         return self._observe()
 
     def _observe(self) -> np.ndarray:
@@ -322,3 +331,11 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
     def _info(self) -> dict[str, np.ndarray]:
         info = self._maze.info()
         return {**info, **{f"_{name}": np.ones(self.num_envs, bool) for name in info}}
+
+
+def _only(info: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """Return ``info`` with zeros, and False in the masks, where an environment is not chosen, as Gymnasium has it."""
+    return {
+        name: np.where(chosen.reshape(-1, *[1] * (value.ndim - 1)), value, np.zeros((), value.dtype))
+        for name, value in info.items()
+    }

@@ -9,7 +9,7 @@ import numpy as np
 from envs.maze_textures import NUM_OBJECT_KINDS, NUM_WALL_STYLES
 
 NUM_HEADINGS = 24
-"""Headings are multiples of 15 degrees; heading 0 looks along +x, and headings grow to the right (y grows downwards)."""
+"""Headings are multiples of 15 degrees; 0 looks along +x, and they grow to the right (y grows downwards)."""
 _NUM_REGIONS = 4
 _BRAID = 0.8
 """Share of the dead ends that are opened, which makes loops."""
@@ -97,7 +97,9 @@ def _braid(random: np.random.Generator, is_open: np.ndarray) -> None:
             closed = [
                 (x + dx, y + dy)
                 for dx, dy in ((1, 0), (0, 1), (-1, 0), (0, -1))
-                if 1 < x + dx + abs(dy) <= num_cells and 1 < y + dy + abs(dx) <= num_cells and not is_open[y + dy, x + dx]
+                if 1 < x + dx + abs(dy) <= num_cells
+                and 1 < y + dy + abs(dx) <= num_cells
+                and not is_open[y + dy, x + dx]
             ]
             num_ways = int(is_open[y, x - 1]) + is_open[y, x + 1] + is_open[y - 1, x] + is_open[y + 1, x]
             if num_ways == 1 and closed and random.random() < _BRAID:

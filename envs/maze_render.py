@@ -37,7 +37,7 @@ _OBJECT_DROP = 0.24
 """How far the centre of an object is below the eye, in cells; the eye is at half the height of a wall."""
 _LIGHT = np.array([-0.45, -0.65, 0.61])
 """Direction to the light on objects: right, down, towards the eye."""
-_CHUNK_PIXELS = 32768
+_CHUNK_PIXELS = 65536
 _FACING = np.deg2rad(360 / NUM_HEADINGS) * np.arange(NUM_HEADINGS)
 DIRECTIONS = np.stack([np.cos(_FACING), np.sin(_FACING)], 1).round(15)
 """(headings, 2) unit vectors."""
@@ -283,7 +283,7 @@ def _ranges(low: np.ndarray, high: np.ndarray, limit: int) -> tuple[np.ndarray, 
     return owner, np.arange(len(owner)) + (first - np.cumsum(counts) + counts)[owner]
 
 
-def draw_map(scene: Scene, pixels: int = 8) -> np.ndarray:
+def draw_map(scene: Scene, pixels: int = 16) -> np.ndarray:
     """Draw the plan of each environment from above: walls, objects, and the agent with its heading.
 
     Returns:

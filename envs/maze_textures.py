@@ -35,9 +35,7 @@ def _blocks(u: np.ndarray, v: np.ndarray, rows: int, columns: int, shift: float,
     x = u * columns + shift * (row % 2)
     column = np.floor(x) % columns
     inside_x, inside_y = (x % 1) / columns, (v * rows % 1) / rows
-    from_joint = np.minimum(
-        np.minimum(inside_x, 1 / columns - inside_x), np.minimum(inside_y, 1 / rows - inside_y)
-    )
+    from_joint = np.minimum(np.minimum(inside_x, 1 / columns - inside_x), np.minimum(inside_y, 1 / rows - inside_y))
     tone = 0.78 + 0.22 * ((row * 3 + column * 5) % 4) / 3
     return tone * _soft(from_joint - joint / 4, joint)
 
@@ -154,7 +152,7 @@ def colour_ramps() -> np.ndarray:
 
 
 def haze_amount(distance: np.ndarray) -> np.ndarray:
-    """Share of haze in what is seen ``distance`` cells away, 0 to 1. No exp: it must round alike for every batch size."""
+    """Share of haze in what is ``distance`` cells away, 0 to 1. No exp: it must round alike for every batch size."""
     return distance / (distance + HAZE_DISTANCE)
 
 

@@ -116,7 +116,7 @@ def _figures(report: dict[str, Any]) -> dict[str, Figure]:
         )
     figure, axes = _axes("Where in the frame the surprise is (nats per token)")
     image = axes.imshow(np.array(report["nats_by_position"], float), cmap="magma", vmin=0)
-    axes.set_anchor("W")
+    figure.set_size_inches(4.2, 3.5)
     axes.set_xticks([])
     axes.set_yticks([])
     bar = figure.colorbar(image, ax=axes, fraction=0.045)

@@ -1,0 +1,76 @@
+import pytest
+
+from worldvq.config import (
+    EnvConfig,
+    ExperimentConfig,
+    TokenizerConfig,
+    build,
+    dump_yaml,
+    find_config,
+    load_config,
+    override,
+    parse_yaml,
+)
+from worldvq.errors import UsageError
+
+
+@pytest.mark.parametrize("name", ["maze", "doom", "tiny"])
+def test_shipped_configs_load_and_survive_a_round_trip(name):
+    config = load_config(name)
+    assert build(ExperimentConfig, parse_yaml(dump_yaml(config), "dump"), "dump") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("010", "010"), ("0x10", "0x10"), ("12_000", 12000), ("yes", "yes"), ("true", True), ("1:30", "1:30"), (".5", 0.5)],
+)
+def test_yaml_reads_numbers_as_people_mean_them(text, value):
+    assert parse_yaml(f"key: {text}", "test") == {"key": value}
+
+
+def test_overrides_reach_nested_keys():
+    config = load_config("maze", ["tokenizer.width=16", "dynamics.prior.num_blocks=1", "env.kwargs.max_steps=50"])
+    assert (config.tokenizer.width, config.dynamics.prior.num_blocks) == (16, 1)
+    assert config.env.kwargs["max_steps"] == 50
+    assert override(config, {"env.id": "CartPole-v1"}, ["env.frame_skip=2"]).env.frame_skip == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tokenizer.widht=3"], ["tokenizer.widht", "width"]),
+        (["dynamics.prior.num_block=3"], ["num_block", "num_blocks"]),
+        (["tokenizr.width=3"], ["tokenizr", "tokenizer"]),
+        (["tokenizer.width=wide"], ["tokenizer.width", "wide"]),
+        (["tokenizer.width=-1"], ["tokenizer.width", "-1"]),
+        (["tokenizer.width"], ["key.path=value"]),
+        (["tokenizer.width.deep=1"], ["width"]),
+        (["env.size=[70, 64]"], ["70"]),
+        (["dynamics.prior.kind=pixelcn"], ["kind", "pixelcn"]),
+    ],
+)
+def test_mistakes_are_named_in_one_line(arguments, words):
+    with pytest.raises(UsageError) as caught:
+        load_config("maze", arguments)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_key_that_stands_twice_and_bad_yaml_are_refused(tmp_path):
+    for text, word in (("env: {}\nenv: {}\n", "twice"), ("env: [", "env.yaml"), ("- 1\n", "keys"), ("a: !!python/name:os.system\n", "tag")):
+        path = tmp_path / "env.yaml"
+        path.write_text(text)
+        with pytest.raises(UsageError, match=word):
+            load_config(path)
+
+
+def test_an_unknown_config_lists_the_known_ones():
+    with pytest.raises(UsageError, match=r"did you mean 'maze'.*doom"):
+        find_config("mase")
+
+
+def test_frame_sizes_must_divide_and_agree():
+    with pytest.raises(UsageError, match="not divisible"):
+        build(TokenizerConfig, {"frame_size": [60, 64]}, "test")
+    with pytest.raises(UsageError, match="differ"):
+        build(ExperimentConfig, {"env": EnvConfig(size=(84, 84)).model_dump()}, "test")

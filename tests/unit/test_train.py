@@ -1,0 +1,162 @@
+"""The training loop: resuming, the schedule, refusals, and two processes against one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from worldvq.checkpoint import Checkpoints, hash_module, load_module, read_tensors, save_module
+from worldvq.config import OptimizerConfig, QuantizerConfig, TokenizerConfig, TrainConfig
+from worldvq.errors import CorruptFileError, RunError, UsageError
+from worldvq.losses import tokenizer_loss
+from worldvq.models.tokenizer import Tokenizer
+from worldvq.train import fit, learning_rate
+from worldvq.types import Clip
+
+SMALL = TokenizerConfig(
+    frame_size=(16, 16), downsample=4, width=4, num_blocks=1, quantizer=QuantizerConfig(num_codes=16, code_dim=4, revive_after=2)
+)
+
+
+class Batches:
+    """Random frames as a function of the step; ranks take slices of the same global batch."""
+
+    def __init__(self, batch_size):
+        self.batch_size = batch_size
+        self.seen = []
+
+    def batch(self, step, rank=0, world=1):
+        frames = np.random.default_rng(step).integers(0, 256, (self.batch_size, 1, 16, 16, 3), dtype=np.uint8)
+        share = self.batch_size // world
+        frames = torch.from_numpy(frames[rank * share : (rank + 1) * share])
+        self.seen.append(step)
+        yes, zeros = torch.ones(share, 1, dtype=torch.bool), torch.zeros(share, 1)
+        return Clip(frames, zeros.long(), zeros, zeros.bool(), yes, yes)
+
+
+def config(**changes):
+    return TrainConfig(**{"steps": 6, "batch_size": 8, "log_every": 2, "save_every": 3, **changes})
+
+
+def model():
+    torch.manual_seed(1)
+    return Tokenizer(SMALL)
+
+
+def run(out, **changes):
+    return fit(model(), tokenizer_loss, Batches(8), config(**changes), out, summary="test")
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    whole = run(tmp_path / "whole")
+
+    class Stop(Batches):
+        def batch(self, step, rank=0, world=1):
+            if step == 5 and 4 in self.seen:
+                raise KeyboardInterrupt
+            return super().batch(step, rank, world)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), tokenizer_loss, Stop(8), config(), tmp_path / "cut", summary="test")
+    assert Checkpoints(tmp_path / "cut" / "checkpoints", 2).steps() == [3]
+    resumed = run(tmp_path / "cut")
+    assert hash_module(resumed) == hash_module(whole)
+    rows = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6] or [row["step"] for row in rows] == [2, 6, 6] or rows[-1]["step"] == 6
+    assert {"loss", "psnr", "perplexity", "learning_rate", "clips_per_second", "seconds"} <= rows[-1].keys()
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    first = hash_module(run(tmp_path))
+    batches = Batches(8)
+    again = fit(model(), tokenizer_loss, batches, config(), tmp_path, summary="test")
+    assert hash_module(again) == first and not batches.seen
+
+
+def test_accumulating_gives_the_same_gradient(tmp_path):
+    """One update from the same global batch in 1 and in 4 passes. The codebook moves per pass, so it is left alone."""
+    results = []
+    for accumulate in (1, 4):
+        network = model()
+        network.quantizer.initialized.fill_(True)
+        network.quantizer.train = lambda mode=True, q=network.quantizer: torch.nn.Module.train(q, False)
+        fit(network, tokenizer_loss, Batches(8), config(steps=2, accumulate=accumulate), tmp_path / str(accumulate), summary="t")
+        results.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
+    def poisoned(network, clip):
+        loss, metrics = tokenizer_loss(network, clip)
+        return loss * float("nan"), metrics
+
+    network = model()
+    before = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
+    with pytest.raises(RunError, match=r"step 0.*not finite"):
+        fit(network, poisoned, Batches(8), config(), tmp_path, summary="test")
+    assert torch.equal(before, torch.cat([p.detach().flatten() for p in network.parameters()]))
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="batch_size 8 is not divisible"):
+        run(tmp_path, accumulate=3)
+
+
+def test_damaged_checkpoints_are_named(tmp_path):
+    run(tmp_path)
+    path = tmp_path / "checkpoints" / "step_00000006" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptFileError, match=r"step_00000006/model\.safetensors"):
+        run(tmp_path, steps=9)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    run(tmp_path, steps=6, save_every=1)
+    assert Checkpoints(tmp_path / "checkpoints", 2).steps() == [5, 6]
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    save_module(tmp_path / "a.safetensors", model())
+    other = Tokenizer(SMALL.model_copy(update={"width": 8}))
+    with pytest.raises(CorruptFileError, match="does not fit"):
+        load_module(tmp_path / "a.safetensors", other)
+    (tmp_path / "b.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(CorruptFileError, match="damaged"):
+        read_tensors(tmp_path / "b.safetensors")
+
+
+def test_the_schedule_warms_up_holds_and_falls_to_zero():
+    settings = OptimizerConfig(learning_rate=1.0, warmup_steps=10, decay_fraction=0.5)
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[49] == 1.0
+    assert rates[75] == pytest.approx(0.5) and 0 < rates[99] < 0.03
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """Same global batches, codebook statistics summed over processes: equal within float tolerance."""
+    script = Path(__file__).resolve().parents[1] / "two_processes.py"
+    outcomes = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines=1", "--mixed_precision=no"]
+        launch += [f"--num_processes={processes}", "--num_cpu_threads_per_process=1", "--dynamo_backend=no"]
+        # On CPUs `accelerate launch` starts several processes only through its "multi GPU" (torchrun) launcher.
+        launch += ["--multi_gpu", "--main_process_port=0"] if processes > 1 else ["--cpu"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        done = subprocess.run(
+            [*launch, str(script), str(out)], capture_output=True, text=True, timeout=240, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        outcomes.append([read_tensors(path) for path in sorted(out.glob("rank*.safetensors"))])
+        assert len(outcomes[-1]) == processes
+    (one,), (first, second) = outcomes
+    for name in one:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)  # codebooks too: identical on all ranks
+        torch.testing.assert_close(one[name].float(), first[name].float(), rtol=1e-3, atol=1e-4)
