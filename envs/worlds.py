@@ -103,9 +103,7 @@ class _VizDoom(World):
 
 
 _WORLDS = (
-    _VizDoom(
-        "Vizdoom", "vizdoom.gymnasium_wrapper", "worldvq[vizdoom]", observation_key="screen", litters=True
-    ),
+    _VizDoom("Vizdoom", "vizdoom.gymnasium_wrapper", "worldvq[vizdoom]", observation_key="screen", litters=True),
     World("MiniWorld-", "miniworld", "miniworld", environ={"PYGLET_HEADLESS": "1"}),
     _Atari("ALE/", "ale_py", "ale-py"),
     World("CarRacing", install="worldvq[box2d]"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,46 +14,15 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from worldvq.errors import CorruptFileError, RunError, UsageError
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file durably under a temporary name, then rename it.
-
-    Raises:
-        RunError: It cannot be written; nothing is left behind. Names the path and the free space.
-    """
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with staged.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
-    except OSError as error:
-        staged.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror} ({_free(path)})") from error
-
-
-def _free(path: Path) -> str:
-    for parent in path.absolute().parents:
-        if parent.is_dir():
-            return f"{shutil.disk_usage(parent).free / 1e6:.0f} MB free in {parent}"
-    return "no such folder"
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+from worldvq.atomic import sync_folder, write_atomic
+from worldvq.errors import CorruptFileError, UsageError
 
 
 def save_module(path: Path, module: nn.Module) -> None:
     """Write a module's parameters and buffers as one safetensors file."""
-    write_file(path, save_tensors({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}))
+    write_atomic(
+        path, save_tensors({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()})
+    )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -113,17 +81,19 @@ class Checkpoints:
         staged = self.folder / f".step_{step:08d}.tmp"
         shutil.rmtree(staged, ignore_errors=True)
         files = {
-            "model.safetensors": save_tensors({n: v.detach().cpu().contiguous() for n, v in module.state_dict().items()}),
+            "model.safetensors": save_tensors(
+                {n: v.detach().cpu().contiguous() for n, v in module.state_dict().items()}
+            ),
             "optimizer.safetensors": save_tensors(_flatten(optimizer)),
         }
         manifest = {"step": step, "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
         try:
             for name, data in files.items():
-                write_file(staged / name, data)
-            write_file(staged / "manifest.json", json.dumps(manifest, indent=1).encode())
+                write_atomic(staged / name, data)
+            write_atomic(staged / "manifest.json", json.dumps(manifest, indent=1).encode())
             shutil.rmtree(final, ignore_errors=True)
             staged.replace(final)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise

@@ -31,7 +31,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="For instance tokenizer.width=64")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-TemperatureOption = Annotated[float | None, typer.Option(help="0 takes the most probable token. Default: the evaluation's.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option(help="0 takes the most probable token. Default: the evaluation's.")
+]
 
 
 def _layout(config: str, root: Path | None) -> Any:
@@ -159,7 +161,10 @@ def imagine_command(
     context: Annotated[int, typer.Option(min=1, help="Real frames at the start.")] = 6,
     frames: Annotated[int, typer.Option(min=1, help="Imagined frames.")] = 10,
     actions: Annotated[
-        str, typer.Option(help="recorded, paper (all forward / all right), an action's name or number, or a .npy/.json file.")
+        str,
+        typer.Option(
+            help="recorded, paper (all forward / all right), an action's name or number, or a .npy/.json file."
+        ),
     ] = "recorded",
     clips: Annotated[int, typer.Option(min=1, help="Contexts, one row each.")] = 4,
     seed: int = 0,
@@ -172,7 +177,16 @@ def imagine_command(
     from worldvq.imagine import imagine
 
     for path in imagine(
-        world, data, out, context, frames, actions, clips, seed, {"temperature": temperature, "top_k": top_k, "top_p": top_p}, device
+        world,
+        data,
+        out,
+        context,
+        frames,
+        actions,
+        clips,
+        seed,
+        {"temperature": temperature, "top_k": top_k, "top_p": top_p},
+        device,
     ):
         print(path)
 
@@ -206,7 +220,9 @@ def evaluate_command(
 @app.command("demo")
 def demo_command(
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Everything goes below this folder; run again to continue.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Everything goes below this folder; run again to continue.")] = Path(
+        "runs/demo"
+    ),
     config: ConfigOption = "maze",
 ) -> None:
     """Record, train, evaluate and render: the whole road, about ten minutes on two CPU cores.
@@ -291,7 +307,10 @@ def _run(arguments: list[str]) -> int:
         if _is_click_usage(error):
             print(f"worldvq: error: {error.format_message()}", file=sys.stderr)  # type: ignore[attr-defined]
             return 2
-        print(f"worldvq: error: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", file=sys.stderr)
+        print(
+            f"worldvq: error: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -189,7 +189,9 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float", ":bool", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver("worldvq:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "worldvq:float",
@@ -228,7 +230,7 @@ def parse_yaml(text: str, source: str) -> Any:
         UsageError: The text is no valid YAML, or a key stands twice.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UsageError(f"{source}: " + " ".join(str(error).split())) from None
 
@@ -297,7 +299,9 @@ def find_config(name: str | Path) -> Path:
         if shipped.is_file() and path.parent in (Path(), Path("configs")):
             return shipped
     names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-    raise UsageError(f"no config '{name}'{did_you_mean(path.stem, names)}: give a YAML file or one of {', '.join(names)}")
+    raise UsageError(
+        f"no config '{name}'{did_you_mean(path.stem, names)}: give a YAML file or one of {', '.join(names)}"
+    )
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentConfig:

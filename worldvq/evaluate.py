@@ -24,10 +24,10 @@ from torch import Tensor
 
 import worldvq
 from worldvq import metrics
+from worldvq.atomic import write_atomic
 from worldvq.config import EvaluateConfig
 from worldvq.data.clips import heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
-from worldvq.data.files import write_atomic
 from worldvq.errors import UsageError
 from worldvq.report import Rollouts, write_page
 from worldvq.types import ActionSpace, TokenClip

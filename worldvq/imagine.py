@@ -140,7 +140,9 @@ def imagine(
         return [_paper(world, clip, out, num_frames, seed, sampling)]
     taken = clip.actions[:, : context + num_frames - 1]
     if actions != "recorded":
-        taken = torch.cat([clip.actions[:, : context - 1], _chosen(world.action_space, actions, num_frames, len(taken))], 1)
+        taken = torch.cat(
+            [clip.actions[:, : context - 1], _chosen(world.action_space, actions, num_frames, len(taken))], 1
+        )
     imagined = world.imagine(clip.frames[:, :context], taken, seed=seed, **sampling)
     real = clip.frames
     if actions != "recorded":  # nothing real to show: what was imagined stands alone
@@ -167,7 +169,8 @@ def _paper(world: WorldModel, clip: Clip, out: Path, num_frames: int, seed: int,
     chosen = [next((n for n in names if n.endswith(ends)), None) for ends in PAPER]
     if None in chosen:
         raise UsageError(
-            f"--actions paper needs actions called forward and right, this world has {', '.join(names) or 'none with names'}"
+            "--actions paper needs actions called forward and right, this world has "
+            f"{', '.join(names) or 'none with names'}"
         )
     frames, before = clip.frames[:1], clip.actions[:1, : clip.frames.shape[1] - 1]
     rows = {}

@@ -70,9 +70,7 @@ def dynamics_loss(model: nn.Module, clip: TokenClip) -> tuple[Tensor, dict[str, 
     logits = prediction.logits.float()
     nats = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(target.shape).mean((2, 3))
     reward_error = (prediction.rewards.float() - symlog(clip.rewards)).square()  # (B, T)
-    ends = F.binary_cross_entropy_with_logits(
-        prediction.termination.float(), clip.terminated.float(), reduction="none"
-    )
+    ends = F.binary_cross_entropy_with_logits(prediction.termination.float(), clip.terminated.float(), reduction="none")
     exists, happens = clip.mask[:, 1:].float(), clip.action_mask.float()
     loss = (nats * exists).mean() + (reward_error * happens).mean() + (ends * happens).mean()
     metrics = {

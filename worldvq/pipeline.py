@@ -13,10 +13,11 @@ import torch
 from rich.progress import track
 
 import worldvq
-from worldvq.checkpoint import hash_module, write_file
+from worldvq.atomic import write_atomic
+from worldvq.checkpoint import hash_module
 from worldvq.config import EvaluateConfig, ExperimentConfig, TrainConfig, dump_yaml
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
-from worldvq.data.episodes import DatasetMeta, EpisodeStore
+from worldvq.data.episodes import EpisodeStore
 from worldvq.data.record import record
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import UsageError
@@ -37,7 +38,7 @@ def _claim(out: Path, sections: list[Any], what: str) -> None:
     """Write the resolved config of a run, or check that the run being continued had the same."""
     text = "".join(dump_yaml(section) for section in sections)
     check_same_run(out, text, what)
-    write_file(out / "config.yaml", text.encode())
+    write_atomic(out / "config.yaml", text.encode())
 
 
 def train_tokenizer(config: ExperimentConfig, data: Path, out: Path) -> Tokenizer:
@@ -88,9 +89,7 @@ def tokenize(tokenizer: Path, data: Path, out: Path, device: str = "auto") -> To
     store = EpisodeStore.open(data)
     if store.meta.frame_size != model.config.frame_size:
         raise UsageError(f"{data} holds frames of {store.meta.frame_size}, {tokenizer} takes {model.config.frame_size}")
-    meta = TokenMeta(
-        tokenizer_hash=hash_module(model), dataset=store.meta, num_codes=model.num_codes, grid=model.grid
-    )
+    meta = TokenMeta(tokenizer_hash=hash_module(model), dataset=store.meta, num_codes=model.num_codes, grid=model.grid)
     where = next(model.parameters()).device
     with TokenStore.create(out, meta) as tokens:
         missing = [number for number in store.numbers("all") if number not in tokens]
@@ -201,4 +200,4 @@ def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None]) -> 
     return {**report, "stage_seconds": seconds}
 
 
-__all__ = ["DatasetMeta", "Layout", "run_all", "tokenize", "train_dynamics", "train_tokenizer"]
+__all__ = ["Layout", "run_all", "tokenize", "train_dynamics", "train_tokenizer"]

@@ -1,4 +1,4 @@
-"""Registers our environments with Gymnasium, by entry-point string: nothing of ``envs`` is imported until it is made."""
+"""Registers our environments with Gymnasium by entry-point string: ``envs`` is imported when one is made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gymnasium
 
 
 def register_envs() -> None:
-    """Register ``worldvq/Maze-v0``; ``import worldvq`` does it. ``gymnasium.make("worldvq:worldvq/Maze-v0")`` needs no import."""
+    """Register ``worldvq/Maze-v0``; done by ``import worldvq`` and by making ``"worldvq:worldvq/Maze-v0"``."""
     if "worldvq/Maze-v0" not in gymnasium.registry:
         gymnasium.register(
             id="worldvq/Maze-v0",

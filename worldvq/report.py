@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from worldvq.data.files import write_atomic
+from worldvq.atomic import write_atomic
 from worldvq.render import rollout_frames, save_png, strip, write_video
 from worldvq.types import ActionSpace
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -234,8 +234,6 @@ def _update(
 
 def _sync(accelerator: Accelerator, model: nn.Module, last: bool) -> Any:
     """Exchange gradients only in the last pass of an update."""
-    import contextlib
-
     return contextlib.nullcontext() if last else accelerator.no_sync(model)
 
 
@@ -279,8 +277,3 @@ def check_same_run(out: Path, text: str, what: str) -> None:
             f"{out} holds a {what} trained with another config (there '{differing[0].strip()}', "
             f"now '{differing[1].strip()}'): give another --out, or delete that folder"
         )
-
-
-def cpu_threads() -> int:
-    """Threads torch uses on this process."""
-    return torch.get_num_threads() if "OMP_NUM_THREADS" not in os.environ else int(os.environ["OMP_NUM_THREADS"])

@@ -82,7 +82,9 @@ class ActionSpace:
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON types; infinite bounds become the strings "inf" and "-inf"."""
-        data = {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
+        data = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
         for key in ("low", "high"):
             data[key] = [value if np.isfinite(value) else str(value) for value in data[key]]
         return data
@@ -203,7 +205,9 @@ class TokenClip:
 
     def to(self, device: torch.device | str) -> TokenClip:
         """Move every tensor."""
-        return TokenClip(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)})
+        return TokenClip(
+            **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)}
+        )
 
 
 def frames_to_model(frames: Tensor) -> Tensor:

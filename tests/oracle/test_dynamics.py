@@ -119,9 +119,7 @@ def test_truncation_keeps_what_it_says():
 
 def test_same_seed_same_sample_and_temperature_zero_is_greedy():
     prior = TransformerPrior(CONFIG.prior, (2, 3), 7, 0).eval()
-    draw = [
-        sample(prior, 4, None, SamplingConfig(), torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
-    ]
+    draw = [sample(prior, 4, None, SamplingConfig(), torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2])
     greedy = [sample(prior, 2, None, SamplingConfig(temperature=0), torch.Generator()) for _ in range(2)]
     with torch.no_grad():

@@ -35,7 +35,9 @@ def test_forward_gives_codes_commitment_and_straight_through_gradient():
     out = quantizer(z)
     codes = quantizer.codebook.numpy()[out.tokens.numpy()].transpose(0, 3, 1, 2)
     np.testing.assert_allclose(out.z_q.detach().numpy(), codes, atol=1e-6)
-    np.testing.assert_allclose(float(out.commitment_loss.detach()), ((z.detach().numpy() - codes) ** 2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        float(out.commitment_loss.detach()), ((z.detach().numpy() - codes) ** 2).mean(), rtol=1e-5
+    )
     weight = torch.randn_like(z)
     (out.z_q * weight).sum().backward()
     np.testing.assert_allclose(z.grad.numpy(), weight.numpy())
@@ -43,7 +45,9 @@ def test_forward_gives_codes_commitment_and_straight_through_gradient():
 
 def test_the_codebook_moves_as_appendix_a1_says():
     quantizer = make(num_codes=4, dim=2, decay=0.9, revive_after=1000).train()
-    codebook, count, total = (b.clone().double().numpy() for b in (quantizer.codebook, quantizer.ema_count, quantizer.ema_sum))
+    codebook, count, total = (
+        b.clone().double().numpy() for b in (quantizer.codebook, quantizer.ema_count, quantizer.ema_sum)
+    )
     for _ in range(5):
         z = torch.randn(3, 2, 2, 2)
         quantizer(z)

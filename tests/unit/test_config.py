@@ -22,7 +22,16 @@ def test_shipped_configs_load_and_survive_a_round_trip(name):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-4", 1e-4), ("010", "010"), ("0x10", "0x10"), ("12_000", 12000), ("yes", "yes"), ("true", True), ("1:30", "1:30"), (".5", 0.5)],
+    [
+        ("1e-4", 1e-4),
+        ("010", "010"),
+        ("0x10", "0x10"),
+        ("12_000", 12000),
+        ("yes", "yes"),
+        ("true", True),
+        ("1:30", "1:30"),
+        (".5", 0.5),
+    ],
 )
 def test_yaml_reads_numbers_as_people_mean_them(text, value):
     assert parse_yaml(f"key: {text}", "test") == {"key": value}
@@ -57,7 +66,12 @@ def test_mistakes_are_named_in_one_line(arguments, words):
 
 
 def test_a_key_that_stands_twice_and_bad_yaml_are_refused(tmp_path):
-    for text, word in (("env: {}\nenv: {}\n", "twice"), ("env: [", "env.yaml"), ("- 1\n", "keys"), ("a: !!python/name:os.system\n", "tag")):
+    for text, word in (
+        ("env: {}\nenv: {}\n", "twice"),
+        ("env: [", "env.yaml"),
+        ("- 1\n", "keys"),
+        ("a: !!python/name:os.system\n", "tag"),
+    ):
         path = tmp_path / "env.yaml"
         path.write_text(text)
         with pytest.raises(UsageError, match=word):

@@ -19,7 +19,11 @@ from worldvq.train import fit, learning_rate
 from worldvq.types import Clip
 
 SMALL = TokenizerConfig(
-    frame_size=(16, 16), downsample=4, width=4, num_blocks=1, quantizer=QuantizerConfig(num_codes=16, code_dim=4, revive_after=2)
+    frame_size=(16, 16),
+    downsample=4,
+    width=4,
+    num_blocks=1,
+    quantizer=QuantizerConfig(num_codes=16, code_dim=4, revive_after=2),
 )
 
 
@@ -67,7 +71,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     resumed = run(tmp_path / "cut")
     assert hash_module(resumed) == hash_module(whole)
     rows = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [2, 4, 6] or [row["step"] for row in rows] == [2, 6, 6] or rows[-1]["step"] == 6
+    assert (
+        [row["step"] for row in rows] == [2, 4, 6]
+        or [row["step"] for row in rows] == [2, 6, 6]
+        or rows[-1]["step"] == 6
+    )
     assert {"loss", "psnr", "perplexity", "learning_rate", "clips_per_second", "seconds"} <= rows[-1].keys()
 
 
@@ -85,7 +93,14 @@ def test_accumulating_gives_the_same_gradient(tmp_path):
         network = model()
         network.quantizer.initialized.fill_(True)
         network.quantizer.train = lambda mode=True, q=network.quantizer: torch.nn.Module.train(q, False)
-        fit(network, tokenizer_loss, Batches(8), config(steps=2, accumulate=accumulate), tmp_path / str(accumulate), summary="t")
+        fit(
+            network,
+            tokenizer_loss,
+            Batches(8),
+            config(steps=2, accumulate=accumulate),
+            tmp_path / str(accumulate),
+            summary="t",
+        )
         results.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
 

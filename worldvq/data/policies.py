@@ -52,7 +52,9 @@ def load_function(path: str) -> Callable[..., Any]:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"'{path}' cannot be imported ({error}): write module:function, importable from here") from None
+        raise UsageError(
+            f"'{path}' cannot be imported ({error}): write module:function, importable from here"
+        ) from None
 
 
 def random_action(space: ActionSpace, rng: np.random.Generator) -> np.ndarray:
@@ -105,7 +107,8 @@ def check_policy(name: str) -> None:
 def make_policy(config: RecordConfig, stream: Stream, seed: int) -> Policy:
     """Return the policy for one episode.
 
-    ``module:function`` is called as ``function(action_space, seed)`` and returns a callable from frame to stored action.
+    ``module:function`` is called as ``function(action_space, seed)`` and returns a callable from a frame to the
+    stored action.
     """
     space, rng = stream.action_space, np.random.default_rng(seed)
     if config.policy == "random":

@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel
 
-from worldvq.data.files import IndexEntry, Lock, disk_errors, load_json, read_index, sync_folder, write_atomic
+from worldvq.atomic import disk_errors, sync_folder, write_atomic
+from worldvq.data.files import IndexEntry, Lock, load_json, read_index
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.types import ActionSpace
 

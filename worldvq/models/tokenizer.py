@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -41,7 +42,7 @@ class Tokenizer(nn.Module):
         widths = _stage_widths(config)
         dim = config.quantizer.code_dim
         stem: list[nn.Module] = [down(3, widths[0])]
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             stem += [nn.ReLU(), down(before, after)]
         self.encoder = nn.Sequential(
             *stem,

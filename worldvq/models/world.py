@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldvq.checkpoint import hash_module, load_module, save_module, write_file
+from worldvq.atomic import write_atomic
+from worldvq.checkpoint import hash_module, load_module, save_module
 from worldvq.config import DynamicsConfig, SamplingConfig, TokenizerConfig, build
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.losses import symexp
@@ -68,7 +69,9 @@ def resolve_device(device: str) -> torch.device:
         torch.empty(0, device=device)
         return torch.device(device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device '{device}' cannot be used ({str(error).splitlines()[0]}): try --device auto") from None
+        raise UsageError(
+            f"device '{device}' cannot be used ({str(error).splitlines()[0]}): try --device auto"
+        ) from None
 
 
 def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
@@ -89,7 +92,7 @@ def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenize
 def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Write what :func:`load_tokenizer` reads."""
     save_module(folder / "tokenizer.safetensors", tokenizer)
-    write_file(folder / "tokenizer.json", tokenizer.config.model_dump_json(indent=1).encode())
+    write_atomic(folder / "tokenizer.json", tokenizer.config.model_dump_json(indent=1).encode())
 
 
 def _read_json(path: Path) -> Any:
@@ -128,7 +131,7 @@ class WorldModel:
         return self.tokenizer.config.frame_size
 
     def save(self, folder: Path | str) -> None:
-        """Write the world; :meth:`load` reads it anywhere. ``world.json`` comes last, so a half-written world is none."""
+        """Write the world; ``world.json`` comes last, so a half-written world is none."""
         folder = Path(folder)
         (folder / "world.json").unlink(missing_ok=True)
         save_module(folder / "tokenizer.safetensors", self.tokenizer)
@@ -141,7 +144,7 @@ class WorldModel:
             "action_space": self.action_space.to_json(),
             "meta": self.meta,
         }
-        write_file(folder / "world.json", json.dumps(description, indent=1).encode())
+        write_atomic(folder / "world.json", json.dumps(description, indent=1).encode())
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto") -> WorldModel:
@@ -188,7 +191,9 @@ class WorldModel:
     def render(self, tokens: Tensor, batch_size: int = 256) -> Tensor:
         """Return the frames (B, T, H, W, 3) uint8 of tokens (B, T, h, w)."""
         flat = tokens.flatten(0, 1)
-        parts = [frames_from_model(self.tokenizer.decode(part.to(self.device))).cpu() for part in flat.split(batch_size)]
+        parts = [
+            frames_from_model(self.tokenizer.decode(part.to(self.device))).cpu() for part in flat.split(batch_size)
+        ]
         return torch.cat(parts).unflatten(0, tokens.shape[:2])
 
     def imagine(
@@ -292,7 +297,10 @@ class Session:
 
     def __init__(self, world: WorldModel, tokens: Tensor, actions: Tensor, seed: int, sampling: SamplingConfig):
         if actions.shape[1] != tokens.shape[1] - 1:
-            raise UsageError(f"{tokens.shape[1]} context frames have {tokens.shape[1] - 1} actions between them, got {actions.shape[1]}")
+            raise UsageError(
+                f"{tokens.shape[1]} context frames have {tokens.shape[1] - 1} actions between them, "
+                f"got {actions.shape[1]}"
+            )
         self.world = world
         self.sampling = sampling
         self.generator = torch.Generator().manual_seed(seed)

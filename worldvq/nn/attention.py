@@ -78,7 +78,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Norm, four times wider, ReLU, back; to be added to its input. On a CPU, GELU would cost a tenth of a training step."""
+    """Norm, four times wider, ReLU, back; to be added to its input. GELU would cost a tenth of a CPU training step."""
 
     def __init__(self, width: int):
         super().__init__(

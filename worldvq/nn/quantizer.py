@@ -18,7 +18,7 @@ class Quantized(NamedTuple):
     Attributes:
         z_q: (B, D, h, w) the nearest codes; gradients pass straight through to ``z_e`` (eq. 2 and section 3.2).
         tokens: (B, h, w) int64 indices of the nearest codes.
-        commitment_loss: Scalar, mean squared distance of ``z_e`` to its (fixed) code, third term of eq. 3, without beta.
+        commitment_loss: Scalar, mean squared distance of ``z_e`` to its fixed code: third term of eq. 3, without beta.
     """
 
     z_q: Tensor
@@ -103,7 +103,11 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def _initialize(self, fresh: Tensor) -> None:
         """Start from encoder outputs of the first batch: of random codes most would never be nearest."""
-        for buffer, value in ((self.codebook, fresh), (self.ema_sum, fresh), (self.ema_count, torch.ones_like(self.ema_count))):
+        for buffer, value in (
+            (self.codebook, fresh),
+            (self.ema_sum, fresh),
+            (self.ema_count, torch.ones_like(self.ema_count)),
+        ):
             buffer.copy_(torch.where(self.initialized, buffer, value))
         self.initialized.fill_(True)
 
