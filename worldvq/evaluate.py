@@ -12,7 +12,6 @@ import json
 import math
 import platform
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,28 +29,14 @@ from worldvq.data.clips import heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import UsageError
 from worldvq.report import Rollouts, write_page
+from worldvq.scores import Collected, summarize
 from worldvq.types import ActionSpace, TokenClip
 
 if TYPE_CHECKING:
     from worldvq.models.world import WorldModel
 
-YARDSTICKS = ("imagined", "reconstruction", "copy_last", "shuffled_actions")
 NUM_SHOWN = 4
 """Clips in the rollout video."""
-
-
-@dataclass
-class _Collected:
-    """What the loop over batches gathers; one entry a batch, joined along the clips at the end."""
-
-    psnr: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in YARDSTICKS})
-    ssim: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in YARDSTICKS})
-    features: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in ("real", *YARDSTICKS)})
-    nats: list[np.ndarray] = field(default_factory=list)
-    scores: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    counts: np.ndarray | int = 0
-    shown: list[tuple[np.ndarray, ...]] = field(default_factory=list)
-    imagine_seconds: float = 0.0
 
 
 def evaluate(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, progress: bool = True) -> dict[str, Any]:
@@ -73,7 +58,7 @@ def evaluate(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, p
     begun = time.monotonic()
     console = Console(stderr=True, quiet=not progress)
     with EpisodeStore.open(data) as store:
-        _check_fits(world, store)
+        check_fits(world, store)
         ids = heldout_clips(store, config.clips, config.context + config.horizon, config.seed)
         if len(ids) < 2:
             raise UsageError(f"{data} has {len(ids)} held-out window for evaluate.clips, two are needed: record more")
@@ -92,7 +77,7 @@ def evaluate(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, p
             console.print(f"note: {note}", highlight=False)
         collected = _collect(world, store, ids, config, horizons, console)
         env_id = store.meta.env.id
-    report = _report(collected, ids, config, horizons)
+    report = summarize(collected, config, horizons)
     report |= {
         "env_id": env_id,
         "data": str(data),
@@ -117,19 +102,23 @@ def evaluate(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, p
     return report
 
 
-def _check_fits(world: WorldModel, store: EpisodeStore) -> None:
-    """Refuse a dataset of other frames or actions than the world's, naming the field."""
+def check_fits(world: WorldModel, store: EpisodeStore) -> None:
+    """Refuse a dataset of other frames or actions than the world's.
+
+    Raises:
+        UsageError: Names the field and both values.
+    """
     if tuple(store.meta.frame_size) != tuple(world.frame_size):
         raise UsageError(
             f"{store.path}: frame_size is {tuple(store.meta.frame_size)}, the world's is {tuple(world.frame_size)}: "
-            "evaluate on a dataset recorded with the world's env.size"
+            "take a dataset recorded with the world's env.size"
         )
     for name in ("kind", "nvec", "low", "high", "names"):
         theirs, ours = getattr(store.action_space, name), getattr(world.action_space, name)
         if theirs != ours:
             raise UsageError(
                 f"{store.path}: action_space.{name} is {theirs!r}, the world's is {ours!r}: "
-                "evaluate on a dataset of the environment that the world was trained on"
+                "take a dataset of the environment that the world was trained on"
             )
 
 
@@ -154,9 +143,9 @@ def _collect(
     config: EvaluateConfig,
     horizons: list[int],
     console: Console,
-) -> _Collected:
+) -> Collected:
     """Run the protocol over all clips, batch by batch."""
-    collected = _Collected()
+    collected = Collected()
     context, num_frames = config.context, config.context + config.horizon
     all_actions = _read_actions(store, ids, num_frames, config.batch_size)
     partner = _derangement(len(ids), config.seed)
@@ -192,13 +181,13 @@ def _collect(
     return collected
 
 
-def _compare(collected: _Collected, real: Tensor, frames: dict[str, Tensor], horizons: list[int]) -> None:
-    """PSNR and SSIM (B, N) of every yardstick, and features of the frames at the horizons of the Fréchet distance."""
+def _compare(collected: Collected, real: Tensor, frames: dict[str, Tensor], horizons: list[int]) -> None:
+    """Squared error and SSIM (B, N) of every yardstick, and features at the horizons of the Fréchet distance."""
     batch, horizon = real.shape[:2]
     flat = real.flatten(0, 1)
     for name, fake in frames.items():
         other = fake.flatten(0, 1)
-        collected.psnr[name].append(metrics.psnr(flat, other).reshape(batch, horizon))
+        collected.error[name].append(metrics.squared_error(flat, other).reshape(batch, horizon))
         collected.ssim[name].append(metrics.ssim(flat, other).reshape(batch, horizon))
     if not horizons:
         return
@@ -210,7 +199,7 @@ def _compare(collected: _Collected, real: Tensor, frames: dict[str, Tensor], hor
         collected.features[name].append(np.broadcast_to(found, (batch, len(index), found.shape[-1])))
 
 
-def _score(collected: _Collected, world: WorldModel, tokens: Tensor, clip: Any, context: int) -> None:
+def _score(collected: Collected, world: WorldModel, tokens: Tensor, clip: Any, context: int) -> None:
     """Teacher-forced likelihood, reward and termination of recorded transitions; use of the codebook."""
     token_clip = TokenClip(tokens, clip.actions, clip.rewards, clip.terminated, clip.mask, clip.action_mask)
     scores = world.score(token_clip, context)
@@ -220,99 +209,6 @@ def _score(collected: _Collected, world: WorldModel, tokens: Tensor, clip: Any, 
         collected.scores.setdefault(name, []).append(getattr(scores, name)[mask].double().numpy())
     num_codes = int(world.tokenizer.num_codes)
     collected.counts = collected.counts + np.bincount(tokens.flatten().numpy(), minlength=num_codes)
-
-
-def _report(collected: _Collected, ids: np.ndarray, config: EvaluateConfig, horizons: list[int]) -> dict[str, Any]:
-    """Turn what was collected into the numbers of the report."""
-    psnr = {
-        name: np.minimum(np.concatenate(parts), metrics.PSNR_CAP) for name, parts in collected.psnr.items()
-    }  # (n, N)
-    ssim = {name: np.concatenate(parts) for name, parts in collected.ssim.items()}
-    pooled = {name: -10 * np.log10(np.mean(10 ** (-values / 10), axis=0)) for name, values in psnr.items()}
-    nats = np.concatenate(collected.nats)
-    report: dict[str, Any] = {
-        "context": config.context,
-        "horizon": config.horizon,
-        "psnr": {name: _curve(values) for name, values in psnr.items()},
-        "psnr_cap": metrics.PSNR_CAP,
-        "psnr_pooled": {name: {"mean": values.tolist()} for name, values in pooled.items()},
-        "ssim": {name: _curve(values) for name, values in ssim.items()},
-        "fd_efflite0": _frechet(collected, horizons),
-        "nats_per_token": float(nats.mean()),
-        "bits_per_frame": float(nats.sum(axis=(1, 2)).mean() / math.log(2)),
-        "nats_by_position": nats.mean(axis=0).tolist(),
-        "perplexity": metrics.perplexity(collected.counts),
-        "codes_used": int(np.count_nonzero(collected.counts)),
-        "rewards": _rewards(collected),
-        "termination": _termination(collected),
-        "gains": {
-            name: {
-                f"over_{other}": _gain(values["imagined"] - values[other])
-                for other in ("copy_last", "shuffled_actions")
-            }
-            for name, values in (("psnr", psnr), ("ssim", ssim))
-        },
-        "imagined_frames_per_second": round(len(ids) * config.horizon / max(collected.imagine_seconds, 1e-9), 1),
-    }
-    report["summary"] = {
-        key: report[key] and {name: float(np.mean(report[key][name]["mean"])) for name in YARDSTICKS}
-        for key in ("psnr", "psnr_pooled", "ssim", "fd_efflite0")
-    }
-    return report
-
-
-def _curve(values: np.ndarray) -> dict[str, Any]:
-    """Mean and 95 % interval over clips (n, N) for each horizon."""
-    return {"mean": values.mean(axis=0).tolist(), "ci95": metrics.bootstrap_ci95(values).tolist()}
-
-
-def _gain(difference: np.ndarray) -> dict[str, Any]:
-    """Mean paired difference over clips and horizons (n, N), with its 95 % interval."""
-    per_clip = difference.mean(axis=1)
-    return {"mean": float(per_clip.mean()), "ci95": metrics.bootstrap_ci95(per_clip).tolist()}
-
-
-def _frechet(collected: _Collected, horizons: list[int]) -> dict[str, Any] | None:
-    """FD-EffLite0 of each yardstick at a few horizons, or None without the extra."""
-    if not horizons:
-        return None
-    sets = {name: np.concatenate(parts) for name, parts in collected.features.items()}  # (n, horizons, 1280)
-    result: dict[str, Any] = {
-        "horizons": horizons,
-        "num_frames": len(sets["real"]),
-        "input_size": metrics.FD_INPUT,
-    }
-    for name in YARDSTICKS:
-        distances = [metrics.frechet_distance(sets["real"][:, i], sets[name][:, i]) for i in range(len(horizons))]
-        result[name] = {"mean": distances}
-    return result
-
-
-def _rewards(collected: _Collected) -> dict[str, Any]:
-    """Errors of the teacher-forced reward, beside those of always saying the mean."""
-    predicted, true = (np.concatenate(collected.scores[name]) for name in ("rewards", "rewards_true"))
-    return {
-        "mae": float(np.abs(predicted - true).mean()),
-        "mae_of_mean": float(np.abs(true.mean() - true).mean()),
-        "correlation": metrics.correlation(predicted, true),
-        "positive_rate": float((true > 0).mean()),
-        "average_precision_positive": metrics.average_precision(predicted, true > 0),
-        "negative_rate": float((true < 0).mean()),
-        "average_precision_negative": metrics.average_precision(-predicted, true < 0),
-        "num_transitions": len(true),
-    }
-
-
-def _termination(collected: _Collected) -> dict[str, Any]:
-    """How well the teacher-forced probability of termination ranks the transitions that did end the task."""
-    predicted, true = (np.concatenate(collected.scores[name]) for name in ("termination", "termination_true"))
-    return {
-        "average_precision": metrics.average_precision(predicted, true),
-        "auc": metrics.auc(predicted, true),
-        "rate": float(true.mean()),
-        "mean_probability": float(predicted.mean()),
-        "num_transitions": len(true),
-    }
 
 
 def _describe(world: WorldModel) -> dict[str, Any]:

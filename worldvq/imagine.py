@@ -12,32 +12,13 @@ import torch
 from worldvq.data.clips import heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import CorruptFileError, UsageError, did_you_mean
+from worldvq.evaluate import check_fits
 from worldvq.models.world import WorldModel
 from worldvq.render import paper_figure, save_png, save_rollout
 from worldvq.types import ActionSpace, Clip
 
 PAPER = (("forward",), ("right", "look_right", "turn_right"))
 """The two rows of the figure of the VQ-VAE paper: words that the name of the action ends with."""
-
-
-def check_fit(world: WorldModel, store: EpisodeStore) -> None:
-    """Refuse a dataset that a world cannot continue.
-
-    Raises:
-        UsageError: Frame size or action space differ; both are named.
-    """
-    pairs = {
-        "frame size": (tuple(store.meta.frame_size), tuple(world.frame_size)),
-        "action kind": (store.action_space.kind, world.action_space.kind),
-        "action choices": (store.action_space.nvec, world.action_space.nvec),
-        "action dimensions": (store.action_space.shape, world.action_space.shape),
-    }
-    for name, (there, here) in pairs.items():
-        if there != here:
-            raise UsageError(
-                f"{store.path}: {name} is {there}, the world's is {here}: take the dataset it was trained on, or "
-                f"record one of '{world.meta.get('env_id')}' with the same settings"
-            )
 
 
 def find_action(space: ActionSpace, name: str) -> np.ndarray:
@@ -132,7 +113,7 @@ def imagine(
     """
     world = WorldModel.load(world_folder, device)
     store = EpisodeStore.open(data)
-    check_fit(world, store)
+    check_fits(world, store)
     # With recorded actions the whole window must exist; otherwise the context is enough.
     length = context + num_frames if actions == "recorded" else context
     clip = read_clips(store, heldout_clips(store, num_clips, length, seed), length)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from worldvq.errors import UsageError
 
 PSNR_CAP = 40.0
-"""Where PSNR values are averaged they are capped here (dB): the PSNR of two identical frames is infinite, and beyond
-about 40 dB no difference is visible. With a cap of 60 or 100 the mean would say little but how often nothing moved."""
+"""Where PSNR values of single frames are averaged they are capped here (dB): that of two identical frames is infinite.
+The mean then says as much about how often nothing moved as about the model, so it is not the headline."""
 
 FD_INPUT = 64
 """Side of the square to which frames are resized before EfficientNet-Lite0 sees them; cost grows with its square."""
@@ -32,21 +32,24 @@ def _pair(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> tuple[Tensor, Tensor]
     return first, second
 
 
-def psnr(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> np.ndarray:
-    """Peak signal-to-noise ratio of each image pair in dB, 10 log10(255² / mean squared error).
+def squared_error(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> np.ndarray:
+    """Mean squared error of each image pair, pixels in [0, 1].
 
     Args:
         a: (N, H, W, 3) uint8, or float in [0, 255].
         b: Likewise.
 
     Returns:
-        (N,) float64; ``inf`` where the images are identical.
+        (N,) float64.
     """
     first, second = _pair(a, b)
     pairs = zip(first.split(_CHUNK), second.split(_CHUNK), strict=True)
-    error = torch.cat([(x.float() - y.float()).square().mean(dim=(1, 2, 3)) for x, y in pairs]).double().numpy()
-    with np.errstate(divide="ignore"):
-        return 10.0 * np.log10(255.0**2 / error)
+    return torch.cat([((x.float() - y.float()) / 255).square().mean((1, 2, 3)) for x, y in pairs]).double().numpy()
+
+
+def psnr(error: ArrayLike) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB of mean squared errors of pixels in [0, 1]; 100 at most, to stay finite."""
+    return -10.0 * np.log10(np.maximum(np.asarray(error, np.float64), 1e-10))
 
 
 def ssim(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> np.ndarray:
@@ -185,23 +188,24 @@ def perplexity(counts: ArrayLike) -> float:
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
-def bootstrap_ci95(values: ArrayLike, seed: int = 0, resamples: int = 1000) -> np.ndarray:
-    """95 % percentile-bootstrap interval of the mean over clips; deterministic.
+def bootstrap_means(values: ArrayLike, seed: int = 0, resamples: int = 1000) -> np.ndarray:
+    """Means over resampled clips, (resamples, ...); deterministic, and equal seeds resample the same clips.
 
     Clips are resampled as if they were independent; clips of one episode are not quite.
 
     Args:
-        values: (n,) or (n, horizon), one row a clip; all horizons share the resamples.
+        values: (n,) or (n, horizon), one row a clip.
         seed: Of the resampling.
         resamples: How many.
-
-    Returns:
-        (2,) or (horizon, 2): low and high.
     """
     rows = np.asarray(values, np.float64)
     counts = np.random.default_rng(seed).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)
-    means = counts @ rows / len(rows)  # (resamples, ...)
-    return np.moveaxis(np.percentile(means, [2.5, 97.5], axis=0), 0, -1)
+    return counts @ rows / len(rows)
+
+
+def ci95(resampled: ArrayLike) -> np.ndarray:
+    """95 % percentile interval (..., 2), low and high, of a statistic on resamples (resamples, ...)."""
+    return np.moveaxis(np.percentile(np.asarray(resampled), [2.5, 97.5], axis=0), 0, -1)
 
 
 def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:

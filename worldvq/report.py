@@ -173,10 +173,10 @@ def _gain_text(gain: dict[str, Any]) -> str:
 
 
 def _claim(report: dict[str, Any]) -> str:
-    """One sentence on what the clip-by-clip differences say."""
+    """One sentence on what the differences say."""
     gains = report["gains"]["psnr"]
     return (
-        f"Clip by clip, averaged over the {report['horizon']} imagined frames, the world model stands "
+        f"On the mean of the {report['horizon']} imagined frames, the world model stands "
         f"{_gain_text(gains['over_copy_last'])} against copying the last frame, and "
         f"{_gain_text(gains['over_shuffled_actions'])} against itself with another clip's actions."
     )
@@ -263,8 +263,13 @@ def _horizon_table(report: dict[str, Any]) -> str:
 def _notes(report: dict[str, Any]) -> str:
     notes = [
         "Intervals are 95 % percentile bootstraps over clips.",
-        f"Two identical frames have an infinite PSNR, so PSNR is capped at {report['psnr_cap']:g} dB before averaging. "
-        "<code>psnr_pooled</code> in report.json is the PSNR of the mean squared error over all clips.",
+        "PSNR is that of the mean squared error over all clips. The mean of the PSNR of single frames, "
+        f"<code>psnr_per_frame</code> in report.json, has to cap the infinite one of identical frames (here at "
+        f"{report['psnr_cap']:g} dB), and so flatters whatever stands still: "
+        + ", ".join(
+            f"{NAMES[name][0].lower()} {value:.2f}" for name, value in report["summary"]["psnr_per_frame"].items()
+        )
+        + ".",
         "Shuffled actions: after the context, each clip takes the actions of another one "
         f"(seed {report['seeds']['shuffle']}); the sampling noise is the same.",
         *(html.escape(note) for note in report["notes"]),

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import multiprocessing
 import platform
+import signal
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -25,7 +27,7 @@ from worldvq.data.episodes import DatasetMeta, EpisodeStore, write_episode
 from worldvq.data.files import IndexEntry, file_name
 from worldvq.data.policies import Stream, check_action, check_policy, load_function, make_policy
 from worldvq.errors import RunError, UsageError, WorldVQError
-from worldvq.types import Episode
+from worldvq.types import ActionSpace, Episode
 
 
 def episode_seed(seed: int, number: int, use: int = 0) -> int:
@@ -67,18 +69,48 @@ def _work(pipe: Connection, stream: str, env: EnvConfig, config: RecordConfig, o
     import torch
 
     torch.set_num_threads(1)
-    number = -1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # the way through ``finally``, which a bare SIGTERM skips
+    number, world = -1, None
     try:
         world = load_function(stream)(env)
         while True:
             number = pipe.recv()
             pipe.send(write_episode(out, number, play(world, config, number), config.compression))
-    except (EOFError, KeyboardInterrupt, BrokenPipeError):
+    except (EOFError, KeyboardInterrupt, BrokenPipeError, SystemExit):
         return
     except BaseException as error:
-        text = f"'{env.id}', episode {number}, seed {episode_seed(config.seed, max(number, 0))}: {error or ''}"
+        text = f"'{env.id}', episode {number}, seed {episode_seed(config.seed, max(number, 0))}: {_line(error)}"
         kind = "" if isinstance(error, WorldVQError) else f" ({type(error).__name__})"
-        pipe.send((isinstance(error, UsageError), text + kind))
+        with suppress(OSError):  # the parent may have heard enough from another worker
+            pipe.send((isinstance(error, UsageError), text + kind))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if world is not None:  # an engine of its own, as ViZDoom's, would outlive this process
+            world.close()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _probe(env: EnvConfig, config: RecordConfig, stream: str) -> ActionSpace:
+    """See one frame and ask the policy once, so that what cannot work is refused before anything is written.
+
+    Raises:
+        UsageError: The environment cannot be built, reset or seen, or the policy returns no action of it.
+    """
+    world = load_function(stream)(env)
+    try:
+        frame = world.reset(episode_seed(config.seed, 0))
+        check_action(world.action_space, make_policy(config, world, episode_seed(config.seed, 0, 1))(frame))
+        return world.action_space
+    except WorldVQError:
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {_line(error)}"
+        raise UsageError(f"'{env.id}' with the policy {config.policy} cannot begin an episode: {problem}") from error
+    finally:
+        world.close()
 
 
 class _Pool:
@@ -161,9 +193,7 @@ def record(
     check_policy(config.policy)
     if config.frames is None and config.episodes is None:
         raise UsageError("nothing to record: set record.frames or record.episodes")
-    probe = load_function(stream)(env)
-    action_space = probe.action_space
-    probe.close()
+    action_space = _probe(env, config, stream)
     names = ("worldvq", "gymnasium", "numpy", *(("vizdoom",) if "izdoom" in env.id else ()))
     meta = DatasetMeta(
         env=env,
