@@ -20,6 +20,7 @@ HELP = """Train a video world model of a 3D environment, then dream in it.
 The road: record -> train tokenizer -> tokenize -> train dynamics -> imagine / evaluate.
 `worldvq demo` walks it all in about ten minutes on two CPU cores.
 """
+INTERRUPTED = 130
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 train_app = typer.Typer(help="Train a tokenizer, then the dynamics on its tokens.", no_args_is_help=True)
 data_app = typer.Typer(help="Look at a dataset, check it, draw it.", no_args_is_help=True)
@@ -78,8 +79,6 @@ def record_command(
         raise UsageError("give --episodes or --frames, not both")
     base = load_config(config) if config else ExperimentConfig()
     changes: dict[str, Any] = {"env.id": env}
-    if size is not None:
-        changes["env.size"] = changes["tokenizer.frame_size"] = _parse_size(size)
     given = {"workers": workers, "policy": policy, "seed": seed}
     if episodes is not None or frames is not None:
         changes |= {"record.episodes": episodes, "record.frames": frames}
@@ -87,16 +86,20 @@ def record_command(
     if not config or base.env.id != env:
         base = base.model_copy(update={"env": type(base.env)(size=base.env.size, frame_skip=base.env.frame_skip)})
     full = apply(base, changes, overrides or [])
-    store = record(build(type(full.env), full.env.model_dump(), "env"), full.record, out, stream=STREAM)
+    sides = {} if size is None else {"size": _parse_size(size)}  # of the frames alone: there is no tokenizer yet
+    store = record(build(type(full.env), full.env.model_dump() | sides, "--size"), full.record, out, stream=STREAM)
     print(f"{out}: {len(store.entries)} episodes, {sum(e.num_frames for e in store.entries)} frames")
     store.close()
 
 
 def _parse_size(text: str) -> list[int]:
     parts = text.lower().split("x")
-    if not all(part.isdigit() for part in parts) or len(parts) > 2:
+    if not all(part.isdecimal() for part in parts) or len(parts) > 2:
         raise UsageError(f"--size {text}: write 64, or height x width as in 84x84")
-    return [int(parts[0]), int(parts[-1])]
+    sides = [int(parts[0]), int(parts[-1])]
+    if any(side % 4 for side in sides):
+        raise UsageError(f"--size {text}: a tokenizer takes sides that divide by 4, for instance 64 or 84x84")
+    return sides
 
 
 @train_app.command("tokenizer")
@@ -167,7 +170,7 @@ def imagine_command(
         ),
     ] = "recorded",
     clips: Annotated[int, typer.Option(min=1, help="Contexts, one row each.")] = 4,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the contexts and of the sampling.")] = 0,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the most probable token.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
     top_p: Annotated[float | None, typer.Option()] = None,
@@ -294,18 +297,22 @@ def preview_command(
 
 def _run(arguments: list[str]) -> int:
     try:
-        app(arguments, standalone_mode=False)
+        code = app(arguments, standalone_mode=False)
+        if code == INTERRUPTED:  # typer has swallowed the KeyboardInterrupt
+            raise KeyboardInterrupt
     except WorldVQError as error:
-        print(f"worldvq: error: {error}", file=sys.stderr)
+        print(f"worldvq: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("worldvq: interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except typer.Exit as stop:
         return stop.exit_code
     except Exception as error:
         if _is_click_usage(error):
-            print(f"worldvq: error: {error.format_message()}", file=sys.stderr)  # type: ignore[attr-defined]
+            message = " ".join(error.format_message().splitlines())  # type: ignore[attr-defined]
+            if message:  # without a command typer has printed the help instead
+                print(f"worldvq: error: {message}", file=sys.stderr)
             return 2
         print(
             f"worldvq: error: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)",

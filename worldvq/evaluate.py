@@ -85,6 +85,7 @@ def evaluate(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, p
         "num_clips": len(ids),
         "num_episodes": len(np.unique(ids[:, 0])),
         "seeds": {"clips": config.seed, "shuffle": config.seed, "sampling": config.seed, "bootstrap": 0},
+        "protocol": config.model_dump(mode="json"),
         "sampling": config.sampling.model_dump(mode="json"),
         "versions": {
             "worldvq": worldvq.__version__,
@@ -214,6 +215,7 @@ def _score(collected: Collected, world: WorldModel, tokens: Tensor, clip: Any, c
 def _describe(world: WorldModel) -> dict[str, Any]:
     space: ActionSpace = world.action_space
     return {
+        "hash": world.hash(),
         "frame_size": list(world.frame_size),
         "grid": list(world.tokenizer.grid),
         "num_codes": int(world.tokenizer.num_codes),

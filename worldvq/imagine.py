@@ -29,7 +29,7 @@ def find_action(space: ActionSpace, name: str) -> np.ndarray:
     """
     if space.kind == "discrete":
         names = {option.lower(): index for index, option in enumerate(space.names)}
-        index = names.get(name.lower(), int(name) if name.isdigit() else -1)
+        index = names.get(name.lower(), int(name) if name.isdecimal() else -1)
         if not 0 <= index < space.nvec[0]:
             options = ", ".join(space.names) or f"0 to {space.nvec[0] - 1}"
             hint = did_you_mean(name.lower(), names)
@@ -41,7 +41,7 @@ def find_action(space: ActionSpace, name: str) -> np.ndarray:
         action = np.empty(0)
     if action.shape != space.shape:
         raise UsageError(f"--actions {name}: write {space.shape[0]} numbers with commas between, recorded, or a file")
-    return _checked(action[None], space, "--actions")[0]
+    return _checked(action[None], space, f"--actions {name}")[0]
 
 
 def read_actions(path: Path, space: ActionSpace, num_steps: int) -> np.ndarray:
@@ -55,15 +55,16 @@ def read_actions(path: Path, space: ActionSpace, num_steps: int) -> np.ndarray:
         raise UsageError(f"no such file of actions: {path}")
     try:
         if path.suffix == ".json":
-            rows = json.loads(path.read_text())
-            if rows and isinstance(rows[0], str):
-                rows = [find_action(space, row) for row in rows]
-            actions = np.asarray(rows)
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(rows, list):
+                raise ValueError("it holds no list")
+            actions = np.asarray([find_action(space, row) if isinstance(row, str) else row for row in rows])
         else:
-            actions = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, TypeError) as error:
-        if isinstance(error, UsageError):
-            raise
+            with path.open("rb") as file:
+                actions = np.lib.format.read_array(file, allow_pickle=False)
+    except UsageError:
+        raise
+    except (ValueError, OSError, TypeError, RecursionError) as error:
         raise CorruptFileError(f"{path} cannot be read as actions: {error}") from None
     if actions.shape[:1] < (num_steps,) or actions.shape[1:] != space.shape:
         raise UsageError(f"{path}: actions {list(actions.shape)}, but {[num_steps, *space.shape]} are needed")
@@ -74,8 +75,14 @@ def _checked(actions: np.ndarray, space: ActionSpace, source: str) -> np.ndarray
     """Return actions in the stored dtype, if all are within the space."""
     low = np.array(space.low) if space.kind == "box" else 0
     high = np.array(space.high) if space.kind == "box" else np.array(space.nvec).reshape(space.shape) - 1
-    if not np.issubdtype(actions.dtype, np.number) or ((actions < low) | (actions > high)).any():
-        raise UsageError(f"{source}: an action lies outside {space.kind} {space.nvec or (space.low, space.high)}")
+    if actions.dtype.kind not in "iuf":
+        raise UsageError(f"{source}: actions are numbers, these are {actions.dtype}")
+    wrong = ~np.isfinite(actions) | (actions < low) | (actions > high)
+    if space.kind != "box":
+        wrong |= actions != np.round(actions)
+    if wrong.any():
+        bounds = space.nvec or (space.low, space.high)
+        raise UsageError(f"{source}: the action {actions[wrong][0]} lies outside {space.kind} {bounds}")
     return actions.astype(space.dtype)
 
 

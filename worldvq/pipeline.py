@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from worldvq.data.record import record
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import UsageError
 from worldvq.evaluate import evaluate
+from worldvq.imagine import imagine
 from worldvq.losses import dynamics_loss, tokenizer_loss
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.tokenizer import Tokenizer
@@ -195,9 +198,33 @@ def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None]) -> 
     stage("train tokenizer", lambda: train_tokenizer(config, where.data, where.tokenizer))
     stage("tokenize", lambda: tokenize(where.tokenizer, where.data, where.tokens))
     stage("train dynamics", lambda: train_dynamics(config, where.tokens, where.tokenizer, where.dynamics, where.world))
-    world = WorldModel.load(where.world)
-    report = stage("evaluate", lambda: evaluate(world, where.data, where.report, config.evaluate))
+    stage("evaluate", lambda: _evaluate_once(where, config.evaluate))
+    report = json.loads((where.report / "report.json").read_text())
+    stage("render", lambda: _render(where, config.evaluate))
     return {**report, "stage_seconds": seconds}
+
+
+def _evaluate_once(where: Layout, config: EvaluateConfig) -> None:
+    """Evaluate, unless the report of this very world and protocol is there."""
+    world = WorldModel.load(where.world)
+    path = where.report / "report.json"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        report = json.loads(path.read_text())
+        if report["protocol"] == config.model_dump(mode="json") and report["world"]["hash"] == world.hash():
+            return
+    evaluate(world, where.data, where.report, config)
+
+
+def _render(where: Layout, config: EvaluateConfig) -> None:
+    """Write ``rollout.mp4`` and its strip and, where actions have the names it needs, the figure of the paper."""
+
+    def write(name: str, actions: str) -> None:
+        out, sampling = where.root / name, config.sampling.model_dump()
+        imagine(where.world, where.data, out, config.context, config.horizon, actions, 4, config.seed, sampling)
+
+    write("rollout.mp4", "recorded")
+    with contextlib.suppress(UsageError):
+        write("paper.png", "paper")
 
 
 __all__ = ["Layout", "run_all", "tokenize", "train_dynamics", "train_tokenizer"]

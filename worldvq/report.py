@@ -273,7 +273,8 @@ def _notes(report: dict[str, Any]) -> str:
         "Shuffled actions: after the context, each clip takes the actions of another one "
         f"(seed {report['seeds']['shuffle']}); the sampling noise is the same.",
         *(html.escape(note) for note in report["notes"]),
-        f"Sampling: {html.escape(str(report['sampling']))}; versions: {html.escape(str(report['versions']))}; "
+        f"Sampling: {html.escape(str(report['protocol']['sampling']))}; "
+        f"versions: {html.escape(str(report['versions']))}; "
         f"{report['seconds']:.0f} s in all, {report['imagined_frames_per_second']:g} imagined frames a second.",
     ]
     if report["fd_efflite0"]:

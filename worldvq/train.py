@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +51,8 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 def make_accelerator(precision: str) -> Accelerator:
     """Return an Accelerator; under ``accelerate launch`` it joins the other processes."""
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    # Accelerate hands torch an argument that torch 2.13 renames.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # Buffers are codebooks: already equal on every process, and updated in place during forward.
     handler = DistributedDataParallelKwargs(broadcast_buffers=False)
     return Accelerator(mixed_precision=precision, kwargs_handlers=[handler])

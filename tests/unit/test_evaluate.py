@@ -37,6 +37,9 @@ class ToyWorld:
     tokenizer = SimpleNamespace(num_codes=SIZE, grid=(1, 1))
     meta: dict = {}
 
+    def hash(self):
+        return "toy"
+
     def tokenize(self, frames):
         return frames[..., 0, :, 2].argmax(-1)[..., None, None]
 

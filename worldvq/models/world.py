@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,6 +126,11 @@ class WorldModel:
         self.action_space = dynamics.action_space
         self.device = next(dynamics.parameters()).device
 
+    def hash(self) -> str:
+        """Return the SHA-256 of all weights, as hex."""
+        both = hash_module(self.tokenizer) + hash_module(self.dynamics)
+        return hashlib.sha256(both.encode()).hexdigest()
+
     @property
     def frame_size(self) -> tuple[int, int]:
         """Height and width of a frame."""
@@ -141,6 +147,7 @@ class WorldModel:
             "tokenizer": self.tokenizer.config.model_dump(mode="json"),
             "tokenizer_hash": hash_module(self.tokenizer),
             "dynamics": self.dynamics.config.model_dump(mode="json"),
+            "dynamics_hash": hash_module(self.dynamics),
             "action_space": self.action_space.to_json(),
             "meta": self.meta,
         }
@@ -170,19 +177,25 @@ class WorldModel:
             tokenizer = Tokenizer(build(TokenizerConfig, data["tokenizer"], str(path)))
             dynamics_config = build(DynamicsConfig, data["dynamics"], str(path))
             action_space = ActionSpace.from_json(data["action_space"])
+            if action_space.kind not in ("discrete", "multi_discrete", "box"):
+                raise ValueError(f"no action space is of the kind '{action_space.kind}'")
             meta = dict(data["meta"])
+            dynamics = Dynamics(dynamics_config, tokenizer.grid, tokenizer.num_codes, action_space)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptFileError(f"{path} is damaged: {error}") from None
-        dynamics = Dynamics(dynamics_config, tokenizer.grid, tokenizer.num_codes, action_space)
-        load_module(folder / "tokenizer.safetensors", tokenizer)
-        load_module(folder / "dynamics.safetensors", dynamics)
+        for name, module in (("tokenizer", tokenizer), ("dynamics", dynamics)):
+            file = folder / f"{name}.safetensors"
+            load_module(file, module)
+            if data.get(f"{name}_hash") not in (None, hash_module(module)):
+                raise CorruptFileError(f"{file} is damaged: its hash is not the one in {path}")
         return cls(tokenizer.to(where), dynamics.to(where), meta)
 
     @torch.no_grad()
     def tokenize(self, frames: Tensor, batch_size: int = 256) -> Tensor:
         """Return the tokens (B, T, h, w) of frames (B, T, H, W, 3) uint8."""
-        if tuple(frames.shape[-3:-1]) != self.frame_size:
-            raise UsageError(f"frames are {tuple(frames.shape[-3:-1])}, this world's are {self.frame_size}")
+        height, width = self.frame_size
+        if frames.ndim != 5 or tuple(frames.shape[2:]) != (height, width, 3):
+            raise UsageError(f"frames are {list(frames.shape)}, this world takes (B, T, {height}, {width}, 3)")
         flat = frames.flatten(0, 1)
         parts = [self.tokenizer.encode(frames_to_model(part.to(self.device))).cpu() for part in flat.split(batch_size)]
         return torch.cat(parts).unflatten(0, frames.shape[:2])
@@ -285,11 +298,23 @@ class WorldModel:
 
     def _check_actions(self, actions: Tensor, batch: int, context: int) -> None:
         shape = self.action_space.shape
-        if actions.shape[0] != batch or tuple(actions.shape[2:]) != shape or actions.shape[1] < context:
+        if actions.ndim < 2 or len(actions) != batch or actions.shape[2:] != shape or actions.shape[1] < context:
             raise UsageError(
                 f"actions {list(actions.shape)} do not fit {batch} contexts of {context} frames: this world takes "
                 f"(B, context - 1 + N{''.join(f', {side}' for side in shape)}) with N >= 1"
             )
+
+    def check_step(self, actions: Tensor, batch: int) -> None:
+        """Refuse actions (B, ...) of another shape than the world's, or choices that are not there."""
+        space = self.action_space
+        if actions.shape != (batch, *space.shape):
+            raise UsageError(f"actions {list(actions.shape)} of one step, this world takes {[batch, *space.shape]}")
+        if space.kind == "box":
+            return
+        nvec = torch.tensor(space.nvec, device=actions.device).reshape(space.shape)
+        wrong = (actions < 0) | (actions >= nvec)
+        if wrong.any():
+            raise UsageError(f"the action {actions[wrong][0].item()} is none of this world's choices {space.nvec}")
 
 
 class Session:
@@ -309,12 +334,14 @@ class Session:
         self.tokens = tokens[:, -1]  # (B, h, w) of the newest frame
         with torch.no_grad():
             for index in range(actions.shape[1]):
+                world.check_step(actions[:, index], len(tokens))
                 world.dynamics.observe(tokens[:, index], actions[:, index], self.state)
 
     @torch.no_grad()
     def step_tokens(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take actions (B, ...); returns tokens (B, h, w), rewards (B,) and termination probabilities (B,)."""
         dynamics = self.world.dynamics
+        self.world.check_step(actions, len(self.tokens))
         output = dynamics.observe(self.tokens, actions.to(self.world.device), self.state)
         context = output.context[:, 0]  # (B, h, w, D)
         self.tokens = sample(dynamics.prior, len(context), context, self.sampling, self.generator)

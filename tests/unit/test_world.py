@@ -1,0 +1,267 @@
+"""A world: saved and loaded bit for bit, imagined the same in every way there is, scored as NumPy scores it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from worldvq.config import DynamicsConfig, PriorConfig, QuantizerConfig, TokenizerConfig
+from worldvq.errors import CorruptFileError, UsageError
+from worldvq.models.dynamics import Dynamics
+from worldvq.models.tokenizer import Tokenizer
+from worldvq.models.world import WorldModel, load_tokenizer, resolve_device, save_tokenizer
+from worldvq.types import ActionSpace, TokenClip
+
+SPACES = {
+    "discrete": ActionSpace("discrete", nvec=(3,), names=("left", "stay", "right")),
+    "multi_discrete": ActionSpace("multi_discrete", nvec=(3, 2)),
+    "box": ActionSpace("box", low=(-1.0, -1.0), high=(1.0, float("inf"))),
+}
+HEIGHT, WIDTH, CODES, WINDOW = 16, 24, 11, 3
+FILES = ("tokenizer.safetensors", "dynamics.safetensors")
+
+
+def make_world(kind="discrete", num_blocks=2):
+    torch.manual_seed(0)
+    size = TokenizerConfig(
+        frame_size=(HEIGHT, WIDTH), width=4, num_blocks=1, quantizer=QuantizerConfig(num_codes=CODES, code_dim=4)
+    )
+    prior = PriorConfig(width=16, num_blocks=1, num_heads=2)
+    config = DynamicsConfig(context_frames=WINDOW, width=16, num_blocks=num_blocks, num_heads=2, prior=prior)
+    tokenizer = Tokenizer(size)
+    dynamics = Dynamics(config, tokenizer.grid, CODES, SPACES[kind])
+    for module in (tokenizer, dynamics):
+        for parameter in module.parameters():  # nothing may be hidden by zero-initialised branches
+            torch.nn.init.normal_(parameter, std=0.4)
+    return WorldModel(tokenizer, dynamics, {"env_id": "Toy-v0"})
+
+
+def make_frames(batch, steps):
+    return torch.randint(256, (batch, steps, HEIGHT, WIDTH, 3), dtype=torch.uint8)
+
+
+def make_actions(kind, batch, steps):
+    if kind == "box":
+        return torch.rand(batch, steps, 2) * 2 - 1
+    factors = [torch.randint(n, (batch, steps)) for n in SPACES[kind].nvec]
+    return factors[0] if kind == "discrete" else torch.stack(factors, -1)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world()
+
+
+@pytest.fixture
+def saved(world, tmp_path):
+    world.save(tmp_path / "world")
+    return tmp_path / "world"
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_a_saved_world_comes_back_bit_for_bit(tmp_path, kind):
+    world, frames, actions = make_world(kind), make_frames(2, 3), make_actions(kind, 2, 5)
+    assert len(world.tokenize(frames).unique()) > 2  # or nothing below means much
+    world.save(tmp_path)
+    again = WorldModel.load(tmp_path, "cpu")
+    assert (again.action_space, again.meta, again.frame_size) == (SPACES[kind], {"env_id": "Toy-v0"}, (HEIGHT, WIDTH))
+    for module, other in ((world.tokenizer, again.tokenizer), (world.dynamics, again.dynamics)):
+        weights = other.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+    imagined = world.imagine(frames, actions, seed=5)
+    assert imagined.shape == (2, 3, HEIGHT, WIDTH, 3) and imagined.dtype == torch.uint8
+    assert torch.equal(again.imagine(frames, actions, seed=5), imagined)
+    assert not torch.equal(world.imagine(frames, actions, seed=6), imagined)
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_imagining_at_once_equals_stepping(kind):
+    world, frames, actions = make_world(kind), make_frames(3, 2), make_actions(kind, 3, 9)
+    at_once = world.imagine(frames, actions, seed=1, temperature=0.7, top_k=5)
+    dream = world.start(frames, actions[:, :1], seed=1, temperature=0.7, top_k=5)
+    stepped = [dream.step(actions[:, index]) for index in range(1, 9)]
+    assert stepped[0].shape == (3, HEIGHT, WIDTH, 3) and torch.equal(torch.stack(stepped, 1), at_once)
+
+
+def test_temperature_zero_depends_on_no_seed_and_no_neighbour(world):
+    frames, actions = make_frames(2, 2), make_actions("discrete", 2, 5)
+    greedy = world.imagine(frames, actions, seed=0, temperature=0)
+    assert torch.equal(world.imagine(frames, actions, seed=7, temperature=0), greedy)
+    assert torch.equal(world.imagine(frames[1:], actions[1:], temperature=0), greedy[1:])
+    # Drawing from the single most probable token is the same thing, whatever the noise.
+    assert torch.equal(world.imagine(frames, actions, seed=3, top_k=1), greedy)
+
+
+def test_imagined_frames_follow_the_actions(world):
+    frames, actions = make_frames(4, 2), make_actions("discrete", 4, 6)
+    other = actions.clone()
+    other[:, 3:] = (other[:, 3:] + 1) % 3
+    one, two = (world.imagine(frames, taken) for taken in (actions, other))
+    assert torch.equal(one[:, :2], two[:, :2])  # actions[:, 3] leads into the third imagined frame
+    assert not torch.equal(one[:, 2:], two[:, 2:])
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2])
+def test_what_a_dream_remembers(num_blocks):
+    """One block sees the last ``context_frames`` frames, so the rest may be cut off.
+
+    A second block sees frames through what the first made of them, which reaches further back: cutting changes it.
+    """
+    world = make_world(num_blocks=num_blocks)
+    tokens, actions = torch.randint(CODES, (4, 10, *world.dynamics.grid)), make_actions("discrete", 4, 10)
+    long = world.imagine_tokens(tokens, actions, seed=2)
+    short = world.imagine_tokens(tokens[:, -WINDOW:], actions[:, -WINDOW:], seed=2)
+    same = torch.allclose(long.rewards, short.rewards, rtol=1e-4, atol=1e-5)
+    assert same == (num_blocks == 1)
+    if num_blocks == 1:
+        assert torch.equal(long.tokens, short.tokens)
+
+
+def test_scores_are_those_of_numpy(world):
+    context, steps = 2, 6
+    tokens, actions = torch.randint(CODES, (3, steps, *world.dynamics.grid)), make_actions("discrete", 3, steps)
+    rewards, terminated = torch.randn(3, steps), torch.rand(3, steps) < 0.3
+    mask = torch.arange(steps) < torch.tensor([[6], [4], [2]])
+    scores = world.score(TokenClip(tokens, actions, rewards, terminated, mask, mask), context)
+    with torch.no_grad():
+        prediction = world.dynamics(tokens, actions)
+    logits = prediction.logits.double().numpy()  # [:, t - 1] is of frame t
+    assert scores.nats.shape == (3, steps - context, *world.dynamics.grid)
+    for index in np.ndindex(*scores.nats.shape):
+        clip, step, row, column = index
+        line = logits[clip, context + step - 1, row, column]
+        token = int(tokens[clip, context + step, row, column])
+        assert float(scores.nats[index]) == pytest.approx(np.log(np.exp(line).sum()) - line[token], rel=1e-4)
+    symlog, logit = prediction.rewards.double().numpy(), prediction.termination.double().numpy()
+    for step in range(steps - context):
+        before = context + step - 1  # the transition that leads into frame context + step
+        expected = np.sign(symlog[:, before]) * (np.exp(np.abs(symlog[:, before])) - 1)
+        np.testing.assert_allclose(scores.rewards[:, step], expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(scores.termination[:, step], 1 / (1 + np.exp(-logit[:, before])), rtol=1e-4)
+        assert torch.equal(scores.rewards_true[:, step], rewards[:, before])
+        assert torch.equal(scores.termination_true[:, step], terminated[:, before])
+        assert torch.equal(scores.mask[:, step], mask[:, context + step])
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_actions_and_frames_that_do_not_fit_are_named(kind):
+    world, frames, actions = make_world(kind), make_frames(2, 3), make_actions(kind, 2, 5)
+    for wrong, word in (
+        (frames[:, :, :-2], f"{HEIGHT - 2}"),
+        (frames[..., :1], "1]"),
+        (frames[0], str(list(frames[0].shape)).replace("[", r"\[")),
+    ):
+        with pytest.raises(UsageError, match=word):
+            world.imagine(wrong, actions)
+    for wrong in (actions[:, :2], actions[:1], actions[..., None], actions[:, 0]):
+        with pytest.raises(UsageError) as caught:
+            world.imagine(frames, wrong)
+        assert str(list(wrong.shape)) in str(caught.value)
+    with pytest.raises(UsageError, match="2 actions between them, got 1"):
+        world.start(frames, actions[:, :1])
+    with pytest.raises(UsageError, match="of one step"):
+        world.start(frames, actions[:, :2]).step(actions[:1, 0])
+    with pytest.raises(UsageError, match=r"temperature = -1"):
+        world.imagine(frames, actions, temperature=-1)
+
+
+@pytest.mark.parametrize("kind", ["discrete", "multi_discrete"])
+@pytest.mark.parametrize("step", [0, 4])
+def test_a_choice_that_is_not_there_is_named(kind, step):
+    world, actions = make_world(kind), make_actions(kind, 2, 5)
+    actions[1, step] = 3
+    with pytest.raises(UsageError, match="the action 3 is none"):
+        world.imagine(make_frames(2, 3), actions)
+
+
+def test_tokenizer_and_dynamics_must_fit(world):
+    for grid, num_codes in (((2, 2), CODES), (world.dynamics.grid, CODES + 1)):
+        other = Dynamics(world.dynamics.config, grid, num_codes, world.action_space)
+        with pytest.raises(UsageError) as caught:
+            WorldModel(world.tokenizer, other, {})
+        assert str(grid) in str(caught.value) and str(num_codes) in str(caught.value)
+
+
+def test_what_is_missing_or_newer_is_said(saved):
+    with pytest.raises(UsageError, match=r"nowhere: make one with `worldvq train dynamics`"):
+        WorldModel.load(saved / "nowhere")
+    with pytest.raises(UsageError, match="device 'gpux' cannot be used"):
+        WorldModel.load(saved, "gpux")
+    description = json.loads((saved / "world.json").read_text())
+    (saved / "world.json").write_text(json.dumps(description | {"format_version": 2}))
+    with pytest.raises(UsageError, match=r"world\.json.*upgrade"):
+        WorldModel.load(saved)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_truncated_missing_and_foreign_weights_are_named(saved, name):
+    whole = (saved / name).read_bytes()
+    for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        (saved / name).write_bytes(whole[:length])
+        with pytest.raises(CorruptFileError, match=name):
+            WorldModel.load(saved)
+    (saved / name).write_bytes((saved / FILES[name == FILES[0]]).read_bytes())
+    with pytest.raises(CorruptFileError, match=name):
+        WorldModel.load(saved)
+    (saved / name).unlink()
+    with pytest.raises(UsageError, match=name):
+        WorldModel.load(saved)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_in_the_weights_is_found(saved, name):
+    whole = (saved / name).read_bytes()
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    rng = np.random.default_rng(0)
+    for place in (*rng.integers(0, begin, 30), *rng.integers(begin, len(whole), 10)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << int(rng.integers(8))
+        (saved / name).write_bytes(changed)
+        with pytest.raises(CorruptFileError, match=name):
+            WorldModel.load(saved)
+
+
+def test_a_world_with_a_flipped_bit_in_its_description_is_refused_or_works(saved):
+    path, frames, actions = saved / "world.json", make_frames(1, 2), make_actions("discrete", 1, 2)
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    kind = whole.index(b'"kind": "discrete"') + 10
+    for place in (kind, *rng.integers(0, len(whole), 120)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(changed)
+        try:
+            assert WorldModel.load(saved).imagine(frames, actions).shape == (1, 1, HEIGHT, WIDTH, 3)
+        except (UsageError, CorruptFileError) as error:
+            assert str(saved) in str(error)  # world.json, or the weights that its numbers no longer fit
+            refused += 1
+    assert refused > 60
+
+
+def test_a_world_that_was_not_written_to_its_end_is_none(world, saved, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("worldvq.models.world.save_module", full)
+    with pytest.raises(OSError, match="No space"):
+        world.save(saved)
+    with pytest.raises(UsageError, match="no world in"):
+        WorldModel.load(saved)
+
+
+def test_a_tokenizer_alone_comes_back_too(world, tmp_path):
+    with pytest.raises(UsageError, match=r"no trained tokenizer in .*train tokenizer"):
+        load_tokenizer(tmp_path)
+    save_tokenizer(tmp_path, world.tokenizer)
+    frames = torch.rand(3, 3, HEIGHT, WIDTH)
+    assert torch.equal(load_tokenizer(tmp_path).encode(frames), world.tokenizer.encode(frames))
+    (tmp_path / "tokenizer.json").write_text('{"width": ')
+    with pytest.raises(CorruptFileError, match=r"tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_devices_by_name():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(UsageError, match="device 'cuda:99'"):
+        resolve_device("cuda:99")
