@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -79,6 +80,7 @@ class ToyEnv(gymnasium.Env):
         fail: str | None = None,
         fail_step: int = 3,
         fail_seed: int | None = None,
+        diary: str | None = None,
         render_mode: str | None = None,
     ):
         if observation == "blind":
@@ -87,10 +89,15 @@ class ToyEnv(gymnasium.Env):
         self.observation, self.ending, self.render_mode = observation, ending, render_mode
         self.base_length, self.jitter = length, jitter
         self.fail, self.fail_step, self.fail_seed = fail, fail_step, fail_seed
+        self.diary = Path(diary) if diary else None  # a folder that shows which processes began and closed
         self.pixels = np.zeros((*SIZE, 3), np.uint8)  # overwritten at every step, as emulators do
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
         super().reset(seed=seed)
+        if self.diary:
+            (self.diary / f"begun-{os.getpid()}").touch()
+        if self.fail == "reset":
+            raise OSError("no world")
         self.seed, self.step_count = seed, 0
         self.episode = int(self.np_random.integers(2**32))
         self.length = self.base_length + int(self.np_random.integers(self.jitter + 1))
@@ -106,6 +113,10 @@ class ToyEnv(gymnasium.Env):
         over = self.step_count >= self.length
         terminated, truncated = over and self.ending != "truncated", over and self.ending != "terminated"
         return self._observe(action), float(self.step_count), terminated, truncated, {}
+
+    def close(self) -> None:
+        if self.diary:
+            (self.diary / f"closed-{os.getpid()}").touch()
 
     def render(self) -> np.ndarray:
         return self.pixels

@@ -64,7 +64,7 @@ def read_actions(path: Path, space: ActionSpace, num_steps: int) -> np.ndarray:
                 actions = np.lib.format.read_array(file, allow_pickle=False)
     except UsageError:
         raise
-    except (ValueError, OSError, TypeError, RecursionError) as error:
+    except Exception as error:  # on a broken header numpy raises errors of many types
         raise CorruptFileError(f"{path} cannot be read as actions: {error}") from None
     if actions.shape[:1] < (num_steps,) or actions.shape[1:] != space.shape:
         raise UsageError(f"{path}: actions {list(actions.shape)}, but {[num_steps, *space.shape]} are needed")

@@ -1,0 +1,296 @@
+"""Recording: what was done stands beside what was seen, the seed decides everything, and failures lose nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from gymnasium.utils import seeding
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_env import ACTIONS, ID, SIZE, decode
+
+from envs.adapters import make_stream
+from worldvq.config import EnvConfig, RecordConfig
+from worldvq.data.episodes import EpisodeStore
+from worldvq.data.policies import check_action, make_policy, random_action
+from worldvq.data.record import episode_seed, play, record
+from worldvq.errors import RunError, UsageError
+from worldvq.types import ActionSpace, Episode
+
+STARTS = {"discrete_offset": 3, "multi_discrete_offset": [10, -1]}
+
+
+def toy(frame_skip: int = 1, crop=None, **kwargs) -> EnvConfig:
+    return EnvConfig(id=ID, size=SIZE, frame_skip=frame_skip, crop=crop, kwargs=kwargs)
+
+
+def run(out: Path, env: EnvConfig, **changes) -> EpisodeStore:
+    """Record, and open what lies there for reading."""
+    record(env, RecordConfig(**{"frames": None, "workers": 1, **changes}), out, progress=False).close()
+    assert not multiprocessing.active_children()
+    return EpisodeStore.open(out)
+
+
+def files(out: Path) -> dict[str, str]:
+    """Hash of everything in the folder of episodes."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (out / "episodes").iterdir()}
+
+
+def check_alignment(episode: Episode, kind: str, skip: int, length: int) -> None:
+    """Frame t + 1 shows action t and the step after it; frame 0 shows neither."""
+    steps = [min(skip * t, length) for t in range(-(-length // skip) + 1)]
+    assert len(episode.frames) == len(steps) == len(episode) + 1
+    fingerprint = int(seeding.np_random(episode.seed)[0].integers(2**32))
+    num_values = episode.actions[0].size
+    seen = [decode(frame, num_values) for frame in episode.frames]
+    assert [(one, step) for one, step, _ in seen] == [(fingerprint, step) for step in steps]
+    done = episode.actions + np.array(STARTS.get(kind, 0))
+    if kind == "box_integer":
+        done = np.rint(done)
+    np.testing.assert_array_equal([values for *_, values in seen[1:]], done.reshape(len(episode), -1))
+    assert (done != done[0]).any()
+    for t, reward in enumerate(episode.rewards):
+        assert reward == sum(range(steps[t] + 1, steps[t + 1] + 1))
+    assert episode.terminated and not episode.truncated
+
+
+# ------------------------------------------------------------------------------------------------ alignment
+
+
+@pytest.mark.parametrize(
+    ("kind", "skip", "policy"),
+    [
+        ("discrete_offset", 1, "random"),
+        ("multi_discrete", 1, "random"),
+        ("multi_binary", 3, "held"),
+        ("box", 4, "held"),
+    ],
+)
+def test_every_frame_shows_the_action_before_it(tmp_path, kind, skip, policy):
+    env = toy(skip, action=kind, length=31)
+    store = run(tmp_path / "d", env, episodes=5, workers=2, policy=policy, hold=3)
+    assert store.numbers() == [0, 1, 2, 3, 4] and store.verify() == []
+    for number in store.numbers():
+        episode = store.read(number)
+        assert episode.seed == episode_seed(0, number)
+        check_alignment(episode, kind, skip, 31)
+    assert len({store.read(number).frames.tobytes() for number in store.numbers()}) == 5
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ACTIONS if kind not in ("dict", "tuple")])
+@pytest.mark.parametrize("skip", [1, 3])
+def test_one_episode_of_every_action_kind(kind, skip):
+    stream = make_stream(toy(skip, action=kind, length=20))
+    check_alignment(play(stream, RecordConfig(policy="random"), 4), kind, skip, 20)
+
+
+class LastUnseen:
+    """A stream which, like ViZDoom, ends without showing a last frame."""
+
+    action_space = ActionSpace("discrete", (9,))
+    last_observation = None
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def reset(self, seed):
+        self.count, self.has_frame = 0, True
+        return np.zeros((2, 2, 3), np.uint8)
+
+    def step(self, action):
+        self.count += 1
+        self.has_frame = self.count < self.length
+        frame = np.full((2, 2, 3), min(self.count, self.length - 1), np.uint8)
+        return frame, float(10**self.count), not self.has_frame, False
+
+
+def test_an_unseen_last_step_is_merged_into_the_one_before():
+    episode = play(LastUnseen(4), RecordConfig(policy="random"), 0)
+    assert episode.frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert len(episode.actions) == 3
+    assert episode.rewards.tolist() == [10, 100, 1000 + 10_000]
+    assert episode.terminated and not episode.truncated
+
+
+def test_an_episode_of_one_unseen_step_is_kept():
+    episode = play(LastUnseen(1), RecordConfig(policy="random"), 0)
+    assert episode.frames.shape == (2, 2, 2, 3) and episode.rewards.tolist() == [10] and episode.terminated
+
+
+# ------------------------------------------------------------------------------------------------ determinism
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> EpisodeStore:
+    """Seven episodes of 11 to 31 frames by one worker, every third held out."""
+    out = tmp_path_factory.mktemp("reference") / "d"
+    return run(out, toy(length=10, jitter=20), episodes=7, seed=5, heldout_every=3)
+
+
+def test_same_seed_same_dataset_with_two_workers(reference, tmp_path):
+    run(tmp_path / "d", reference.meta.env, episodes=7, workers=2, seed=5, heldout_every=3)
+    assert files(tmp_path / "d") == files(reference.path) and len(files(reference.path)) == 7
+    assert len({entry.num_frames for entry in reference.entries}) > 3  # workers were not in step
+
+
+def test_continued_is_as_if_never_stopped(reference, tmp_path):
+    part = run(tmp_path / "d", reference.meta.env, episodes=3, seed=5, heldout_every=3)
+    assert part.numbers() == [0, 1, 2]
+    run(tmp_path / "d", reference.meta.env, episodes=7, workers=3, seed=5, heldout_every=3)
+    assert files(tmp_path / "d") == files(reference.path)
+    assert EpisodeStore.open(tmp_path / "d").entries == reference.entries
+
+
+def test_another_seed_gives_other_episodes(reference):
+    stream = make_stream(reference.meta.env)
+    same, other = (play(stream, RecordConfig(seed=seed), 0) for seed in (5, 6))
+    np.testing.assert_array_equal(same.frames, reference.frames(0))
+    assert other.seed != same.seed and other.frames[0].tobytes() != same.frames[0].tobytes()
+    assert other.actions[:8].tolist() != same.actions[:8].tolist()
+
+
+def test_held_out_episodes_are_fixed_by_their_number(reference):
+    assert reference.numbers("heldout") == [2, 5]
+    assert reference.numbers("train") == [0, 1, 3, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("env", "changes", "words"),
+    [
+        ({"length": 11, "jitter": 20}, {}, "env.kwargs.length is 10 there, 11 asked"),
+        ({"length": 10, "jitter": 20}, {"policy": "random"}, "policy is 'held 8' there, 'random' asked"),
+        ({"length": 10, "jitter": 20, "action": "box"}, {}, "action_space.kind is 'discrete' there, 'box' asked"),
+    ],
+)
+def test_another_dataset_is_not_continued(reference, env, changes, words):
+    before = files(reference.path)
+    with pytest.raises(UsageError, match="was made otherwise") as info:
+        run(reference.path, toy(**env), episodes=9, seed=5, heldout_every=3, **changes)
+    assert words in str(info.value) and "\n" not in str(info.value)
+    assert files(reference.path) == before
+
+
+def test_enough_frames_are_enough_and_workers_close_what_they_opened(tmp_path):
+    (tmp_path / "diary").mkdir()
+    env = toy(length=9, diary=str(tmp_path / "diary"))
+    store = run(tmp_path / "d", env, frames=31, policy="toy_env:always_two")
+    assert [entry.num_frames for entry in store.entries] == [10, 10, 10, 10]  # 30 are not enough
+    assert set(files(tmp_path / "d")) == {Path(entry.file).name for entry in store.entries}
+    assert all((store.read(number).actions == 2).all() for number in store.numbers())
+    begun, closed = ({f.name.split("-")[1] for f in (tmp_path / "diary").glob(f"{w}-*")} for w in ("begun", "closed"))
+    assert begun == closed and len(begun) == 2  # the look before the recording, and one worker
+    again = run(tmp_path / "d", env, frames=31, policy="toy_env:always_two")
+    assert len(again) == 4
+
+
+# ------------------------------------------------------------------------------------------------ failures
+
+
+def check_what_is_left(out: Path, before: int) -> EpisodeStore:
+    assert not multiprocessing.active_children()
+    store = EpisodeStore.open(out)
+    assert store.verify() == [] and store.numbers() == list(range(len(store))) and len(store) <= before
+    assert set(files(out)) == {Path(entry.file).name for entry in store.entries}
+    assert {file.name for file in out.iterdir()} <= {"episodes", "dataset.json", "index.jsonl", ".lock"}
+    return store
+
+
+def test_an_environment_that_fails_is_named(tmp_path):
+    seed = episode_seed(1, 3)
+    with pytest.raises(RunError) as info:
+        run(tmp_path / "d", toy(fail="raise", fail_seed=seed), episodes=8, workers=2, seed=1)
+    assert str(info.value) == f"'{ID}', episode 3, seed {seed}: the physics exploded (OSError)"
+    check_what_is_left(tmp_path / "d", before=3)
+
+
+def test_a_worker_that_dies_is_noticed(tmp_path):
+    env, begun = toy(fail="exit", fail_seed=episode_seed(1, 2)), time.monotonic()
+    with pytest.raises(RunError, match=r"worker died \(exit code 7\) in episode 2; .*run the same command") as info:
+        run(tmp_path / "d", env, episodes=8, seed=1)
+    assert time.monotonic() - begun < 60 and "\n" not in str(info.value)
+    store = check_what_is_left(tmp_path / "d", before=2)
+    assert store.numbers() == [0, 1]  # what one worker had finished
+    check_alignment(store.read(1), "discrete", 1, 10)
+
+
+def test_a_policy_that_returns_no_action_later_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"episode 0, seed \d+: the policy returned 7, .* discrete \(5,\)$"):
+        run(tmp_path / "d", toy(), episodes=2, policy="toy_env:seven_later")
+    check_what_is_left(tmp_path / "d", before=0)
+
+
+@pytest.mark.parametrize(
+    ("env", "changes", "words"),
+    [
+        (EnvConfig(id="CarRacng-v3"), {}, "'CarRacng-v3' (did you mean 'CarRacing-v3'?)"),
+        (toy(action="dict"), {}, "Dict('a': Discrete(2))"),
+        (toy(observation="blind"), {}, "rgb_array"),
+        (toy(crop=(16, 0, 0, 0)), {}, "env.crop (16, 0, 0, 0)"),
+        (toy(fail="reset"), {}, "cannot begin an episode: OSError: no world"),
+        (toy(), {"policy": "clever"}, "unknown policy 'clever'"),
+        (toy(), {"policy": "agent.zip"}, "no such file: agent.zip"),
+        (toy(), {"policy": "toy_env:absent"}, "'toy_env:absent' cannot be imported"),
+        (toy(), {"policy": "toy_env:seven"}, "the policy returned 7, which is no action of discrete (5,)"),
+        (toy(), {"policy": "toy_env:decode"}, "the policy toy_env:decode cannot begin an episode: AttributeError"),
+        (toy(), {"episodes": None}, "set record.frames or record.episodes"),
+    ],
+)
+def test_what_is_refused_leaves_nothing_behind(tmp_path, env, changes, words):
+    with pytest.raises(UsageError) as info:
+        run(tmp_path / "d", env, **{"episodes": 2, **changes})
+    assert words in str(info.value) and "\n" not in str(info.value)
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------ policies
+
+
+def test_held_actions_last_from_one_to_hold_steps():
+    stream = SimpleNamespace(action_space=ActionSpace("box", low=(0,), high=(1,)))  # no value is drawn twice
+    policy = make_policy(RecordConfig(policy="held", hold=5), stream, seed=0)
+    values = np.array([policy(None).item() for _ in range(5000)])
+    lengths = np.diff(np.flatnonzero(np.diff(values, prepend=-1)))
+    counts = np.bincount(lengths)
+    assert len(counts) == 6 and counts[0] == 0
+    assert counts[1:].min() > 0.8 * len(lengths) / 5  # each length as often as any other
+
+
+def test_random_choices_are_even():
+    policy = make_policy(RecordConfig(policy="random"), SimpleNamespace(action_space=ActionSpace("discrete", (4,))), 0)
+    counts = np.bincount([int(policy(None)) for _ in range(4000)])
+    assert len(counts) == 4 and counts.min() > 900
+
+
+bounds = st.floats(-1e3, 1e3, width=32)
+
+
+@given(st.lists(st.tuples(bounds | st.just(-np.inf), bounds | st.just(np.inf)), min_size=1), st.integers(0, 99))
+def test_random_box_actions_stay_within_the_bounds(pairs, seed):
+    low, high = (tuple(side) for side in zip(*[sorted(pair) for pair in pairs], strict=True))
+    space = ActionSpace("box", low=low, high=high)
+    action = check_action(space, random_action(space, np.random.default_rng(seed)))
+    assert action.dtype == np.float32 and (np.float32(low) <= action).all() and (action <= np.float32(high)).all()
+
+
+@pytest.mark.parametrize("action", [5, -1, 2.0, None, [1], np.array([1, 2])])
+def test_what_is_no_discrete_action_is_refused(action):
+    with pytest.raises(UsageError, match=r"the policy returned .*no action of discrete \(5,\)"):
+        check_action(ActionSpace("discrete", (5,)), action)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.data())
+def test_multi_discrete_actions_are_taken_exactly_if_they_exist(nvec, data):
+    space = ActionSpace("multi_discrete", tuple(nvec))
+    action = data.draw(st.lists(st.integers(-1, 6), min_size=len(nvec), max_size=len(nvec)))
+    if all(0 <= value < n for value, n in zip(action, nvec, strict=True)):
+        assert check_action(space, action).tolist() == action
+    else:
+        with pytest.raises(UsageError):
+            check_action(space, action)
