@@ -252,7 +252,7 @@ def test_the_papers_figure_needs_its_actions(tmp_path, names):
     space = ActionSpace("discrete", nvec=(4,), names=names)
     save_world(tmp_path / "world", space)
     record(tmp_path / "data", space)
-    with pytest.raises(UsageError, match="called forward and right.* (back|none)"):
+    with pytest.raises(UsageError, match=r"called forward and right.* (back|none)"):
         run(tmp_path, tmp_path / "out" / "paper.mp4", "paper")
     assert not (tmp_path / "out").exists()
 

@@ -237,7 +237,7 @@ def test_a_policy_that_returns_no_action_later_is_named(tmp_path):
         (toy(), {"policy": "agent.zip"}, "no such file: agent.zip"),
         (toy(), {"policy": "toy_env:absent"}, "'toy_env:absent' cannot be imported"),
         (toy(), {"policy": "toy_env:seven"}, "the policy returned 7, which is no action of discrete (5,)"),
-        (toy(), {"policy": "toy_env:decode"}, "the policy toy_env:decode cannot begin an episode: AttributeError"),
+        (toy(), {"policy": "toy_env:decode"}, "with the policy toy_env:decode cannot begin an episode"),
         (toy(), {"episodes": None}, "set record.frames or record.episodes"),
     ],
 )

@@ -116,11 +116,11 @@ def make_policy(config: RecordConfig, stream: Stream, seed: int) -> Policy:
     if config.policy == "held":
         return _Held(space, config.hold, rng)
     if config.policy.endswith(".zip"):
-        return _agent(config.policy, stream)
+        return _agent(config.policy, stream, seed)
     return load_function(config.policy)(space, seed)
 
 
-def _agent(path: str, stream: Stream) -> Policy:
+def _agent(path: str, stream: Stream, seed: int) -> Policy:
     """A trained agent. Its file holds pickles, so only one that the user named is ever opened."""
     library = importlib.import_module("stable_baselines3")
     problems = []
@@ -130,6 +130,7 @@ def _agent(path: str, stream: Stream) -> Policy:
         except Exception as error:  # the zip does not say which algorithm it is of
             problems.append(f"{kind}: {error}")
             continue
+        agent.set_random_seed(seed)
         return lambda frame: stream.to_stored_action(agent.predict(stream.last_observation, deterministic=False)[0])
     raise UsageError(f"{path} is no agent of PPO, DQN, A2C, SAC or TD3 ({problems[0]})")
 
