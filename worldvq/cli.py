@@ -32,16 +32,13 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="For instance tokenizer.width=64")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-TemperatureOption = Annotated[
-    float | None, typer.Option(help="0 takes the most probable token. Default: the evaluation's.")
-]
 
 
-def _layout(config: str, root: Path | None) -> Any:
+def _layout(config: str) -> Any:
     """Folders of an experiment: ``runs/NAME`` unless said otherwise."""
     from worldvq.pipeline import Layout
 
-    return Layout(root or Path("runs") / Path(config).stem)
+    return Layout(Path("runs") / Path(config).stem)
 
 
 @app.callback(invoke_without_command=True)
@@ -113,7 +110,7 @@ def train_tokenizer_command(
     from worldvq.config import load_config
     from worldvq.pipeline import train_tokenizer
 
-    where = _layout(config, None)
+    where = _layout(config)
     out = out or where.tokenizer
     train_tokenizer(load_config(config, overrides or []), data or where.data, out)
     print(f"tokenizer: {out}")
@@ -132,7 +129,7 @@ def train_dynamics_command(
     from worldvq.config import load_config
     from worldvq.pipeline import train_dynamics
 
-    where = _layout(config, None)
+    where = _layout(config)
     out = out or where.dynamics
     world = world or out.parent / "world"
     settings = load_config(config, overrides or [])
@@ -271,11 +268,10 @@ def info_command(data: Annotated[Path, typer.Argument(help="Folder of a dataset.
 @data_app.command("verify")
 def verify_command(data: Annotated[Path, typer.Argument(help="Folder of a dataset or token store.")]) -> None:
     """Hash every file against the index; names what is broken."""
-    from worldvq.data.episodes import EpisodeStore
-    from worldvq.data.tokens import TokenStore
+    from worldvq.data.inspect import open_store
 
-    store = (TokenStore if (data / "tokens.json").is_file() else EpisodeStore).open(data)
-    problems = store.verify()
+    with open_store(data) as store:
+        problems = store.verify()
     for problem in problems:
         print(problem)
     if problems:

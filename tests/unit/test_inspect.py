@@ -11,7 +11,7 @@ from rich.console import Console
 
 from worldvq.config import EnvConfig
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
-from worldvq.data.inspect import info, preview, verify
+from worldvq.data.inspect import info, open_store, preview
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import UsageError
 from worldvq.render import probe_video
@@ -64,7 +64,7 @@ def test_info_and_verify_of_tokens(dataset, tmp_path):
         assert "none" in text_of(info(tmp_path / "t"))
         store.write(0, np.zeros((5, 2, 2), np.int64), source.read(0))
     assert "2x2 a frame, 64 codes, tokenizer 0123456789ab" in text_of(info(tmp_path / "t"))
-    assert verify(tmp_path / "t") == [] == verify(dataset)
+    assert open_store(tmp_path / "t").verify() == [] == open_store(dataset).verify()
 
 
 def test_info_of_other_action_kinds(tmp_path):

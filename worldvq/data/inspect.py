@@ -28,12 +28,6 @@ def open_store(path: str | Path) -> EpisodeStore | TokenStore:
     return (TokenStore if (Path(path) / TokenStore.meta_file).is_file() else EpisodeStore).open(path)
 
 
-def verify(path: str | Path) -> list[str]:
-    """Hash and read every file of a dataset or token store; one line for each that is broken, none if all is well."""
-    with open_store(path) as store:
-        return store.verify()
-
-
 def info(path: str | Path) -> Table:
     """Describe a dataset or token store as a table of two columns.
 

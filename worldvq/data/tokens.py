@@ -48,7 +48,7 @@ class TokenStore(Store[TokenMeta]):
     meta_type: ClassVar = TokenMeta
     meta_file: ClassVar = "tokens.json"
     what: ClassVar = "token store"
-    how_to_make: ClassVar = "worldvq train dynamics"
+    how_to_make: ClassVar = "worldvq tokenize --tokenizer DIR --data DIR --out DIR"
 
     def __init__(self, path: Path, meta: TokenMeta, entries: list[IndexEntry], lock: Any) -> None:
         super().__init__(path, meta, entries, lock)
