@@ -6,10 +6,8 @@ import html.parser
 import io
 import json
 import math
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -116,8 +114,7 @@ def test_every_promised_file_is_there_and_opens(demo):
     with EpisodeStore.open(demo / "data") as store:
         assert store.verify() == [] and 1500 <= store.num_frames < 1500 + 121
     for name, steps in (("tokenizer", 40), ("dynamics", 20)):
-        assert name[:5] in (demo / name / "config.yaml").read_text()
-        assert list(yaml.safe_load_all((demo / name / "config.yaml").read_text()))
+        assert yaml.safe_load((demo / name / "config.yaml").read_text())["steps"] == steps
         rows = [json.loads(line) for line in (demo / name / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == list(range(10, steps + 1, 10))
         assert all(math.isfinite(row["loss"]) for row in rows)
@@ -163,12 +160,13 @@ def test_the_video_plays_everywhere_and_is_as_long_as_asked(demo, path):
 def test_running_again_does_nothing_anew(demo):
     parts = ("data", "tokenizer", "tokens", "dynamics", "world", "report")
     before = hashes(demo, *parts)
-    times = [(path, path.stat().st_mtime_ns) for path in before if path.suffix == ".safetensors" and "world" not in path.parts]
+    slow = ("data/episodes", "tokens/episodes", "tokenizer/checkpoints", "dynamics/checkpoints", "report")
+    times = {path: path.stat().st_mtime_ns for path in hashes(demo, *slow)}
     begun = time.monotonic()
     text = succeed("demo", "--config", "tiny", "--out", demo)
     assert time.monotonic() - begun < 60 and "training" not in text
     assert hashes(demo, *parts) == before
-    assert [(path, path.stat().st_mtime_ns) for path, _ in times] == times
+    assert {path: path.stat().st_mtime_ns for path in times} == times  # not even written again
 
 
 def test_without_its_report_only_the_evaluation_is_done_again(demo, tmp_path):
@@ -229,7 +227,7 @@ def test_verify_names_a_broken_file(verbs, tmp_path, name):
     copy = shutil.copytree(verbs / name, tmp_path / name)
     path = copy / "episodes" / "000002.safetensors"
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    content[-2] ^= 1
     path.write_bytes(content)
     result = run("data", "verify", copy)
     assert result.returncode == 1 and str(path) in result.stdout

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ class ToyEnv(gymnasium.Env):
         fail: str | None = None,
         fail_step: int = 3,
         fail_seed: int | None = None,
+        fail_after: str | None = None,
         diary: str | None = None,
         render_mode: str | None = None,
     ):
@@ -89,6 +91,7 @@ class ToyEnv(gymnasium.Env):
         self.observation, self.ending, self.render_mode = observation, ending, render_mode
         self.base_length, self.jitter = length, jitter
         self.fail, self.fail_step, self.fail_seed = fail, fail_step, fail_seed
+        self.fail_after = Path(fail_after) if fail_after else None  # a file to wait for
         self.diary = Path(diary) if diary else None  # a folder that shows which processes began and closed
         self.pixels = np.zeros((*SIZE, 3), np.uint8)  # overwritten at every step, as emulators do
 
@@ -107,6 +110,9 @@ class ToyEnv(gymnasium.Env):
         assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
         self.step_count += 1
         if self.fail and self.step_count == self.fail_step and self.fail_seed in (None, self.seed):
+            deadline = time.monotonic() + 60
+            while self.fail_after and not self.fail_after.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
             if self.fail == "exit":
                 os._exit(7)
             raise OSError("the physics\nexploded")
@@ -134,7 +140,9 @@ class ToyEnv(gymnasium.Env):
         if self.observation.startswith("grey"):
             return self.pixels[..., 0].reshape(space.shape)
         image = self.pixels.transpose(2, 0, 1) if self.observation.endswith("first") else self.pixels
-        return (image / 255).astype(space.dtype) if self.observation.startswith("float") else image
+        if self.observation.startswith("float"):  # as inexact as what a simulator computes
+            return (image / 255 - 0.001).clip(0).astype(space.dtype)
+        return image
 
 
 def always_two(space: Any, seed: int) -> Any:
