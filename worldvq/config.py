@@ -93,6 +93,11 @@ class TokenizerConfig(_Config):
         return self.frame_size[0] // self.downsample, self.frame_size[1] // self.downsample
 
 
+def _heads_fit(width: int, num_heads: int) -> None:
+    if width % (4 * num_heads):  # rotary angles for two axes come in pairs
+        raise ValueError(f"width {width} is not divisible by 4 x num_heads = {4 * num_heads}")
+
+
 class PriorConfig(_Config):
     """The autoregressive model over the tokens of one frame."""
 
@@ -100,6 +105,11 @@ class PriorConfig(_Config):
     width: PositiveInt = 128
     num_blocks: PositiveInt = 2
     num_heads: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> PriorConfig:
+        _heads_fit(self.width, self.num_heads)
+        return self
 
 
 class DynamicsConfig(_Config):
@@ -111,6 +121,11 @@ class DynamicsConfig(_Config):
     num_blocks: PositiveInt = 3
     num_heads: PositiveInt = 4
     prior: PriorConfig = PriorConfig()
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> DynamicsConfig:
+        _heads_fit(self.width, self.num_heads)
+        return self
 
 
 class OptimizerConfig(_Config):
@@ -338,6 +353,6 @@ def override(config: ExperimentConfig, changes: dict[str, Any], overrides: Itera
     return build(ExperimentConfig, data, "options")
 
 
-def dump_yaml(config: BaseModel) -> str:
-    """Return the config as YAML that :func:`parse_yaml` and :func:`build` read back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+def dump_yaml(config: BaseModel, include: set[str] | None = None) -> str:
+    """Return the config, or some of its sections, as YAML that :func:`parse_yaml` and :func:`build` read back."""
+    return yaml.safe_dump(config.model_dump(mode="json", include=include), sort_keys=False)

@@ -97,9 +97,9 @@ def evaluate(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, p
         "seconds": round(time.monotonic() - begun, 2),
     }
     report = _finite(report)
-    write_atomic(out / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
     real, rebuilt, imagined, actions = (np.stack(column) for column in zip(*collected.shown, strict=True))
     write_page(out, report, Rollouts(real, rebuilt, imagined, actions, world.action_space, config.context))
+    write_atomic(out / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
     return report
 
 
@@ -153,7 +153,9 @@ def _collect(
     shown = set(np.linspace(0, len(ids) - 1, min(NUM_SHOWN, len(ids))).round().astype(int).tolist())
     sampling = config.sampling.model_dump()
     starts = range(0, len(ids), config.batch_size)
-    for number, start in enumerate(track(starts, "evaluating", console=console, transient=True)):
+    for number, start in enumerate(
+        track(starts, "evaluating", console=console, transient=True, disable=not console.is_terminal)
+    ):
         rows = np.arange(start, min(start + config.batch_size, len(ids)))
         clip = read_clips(store, ids[rows], num_frames)
         tokens = world.tokenize(clip.frames)

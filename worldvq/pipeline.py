@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 
 import worldvq
@@ -37,9 +38,9 @@ STREAM = "envs.adapters:make_stream"
 PICTURE_ROWS = 8
 
 
-def _claim(out: Path, sections: list[Any], what: str) -> None:
-    """Write the resolved config of a run, or check that the run being continued had the same."""
-    text = "".join(dump_yaml(section) for section in sections)
+def _claim(out: Path, config: ExperimentConfig, what: str) -> None:
+    """Write the part of the config that decides a run, or check that the run being continued had the same."""
+    text = dump_yaml(config, include={what, f"{what}_training"})
     check_same_run(out, text, what)
     write_atomic(out / "config.yaml", text.encode())
 
@@ -58,12 +59,12 @@ def train_tokenizer(config: ExperimentConfig, data: Path, out: Path) -> Tokenize
         )
     training = config.tokenizer_training
     main = make_accelerator(training.precision).is_main_process
-    if main:
-        _claim(out, [config.tokenizer, training], "tokenizer")
     torch.manual_seed(training.seed)
     model = Tokenizer(config.tokenizer)
     batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
     shown = read_clips(store, heldout_clips(store, PICTURE_ROWS, 1, training.seed), 1).frames[:, 0]  # (8, H, W, 3)
+    if main:
+        _claim(out, config, "tokenizer")
 
     def picture(model: torch.nn.Module, step: int) -> None:
         output = model(frames_to_model(shown).to(next(model.parameters()).device))
@@ -95,8 +96,9 @@ def tokenize(tokenizer: Path, data: Path, out: Path, device: str = "auto") -> To
     meta = TokenMeta(tokenizer_hash=hash_module(model), dataset=store.meta, num_codes=model.num_codes, grid=model.grid)
     where = next(model.parameters()).device
     with TokenStore.create(out, meta) as tokens:
+        console = Console(stderr=True)
         missing = [number for number in store.numbers("all") if number not in tokens]
-        for number in track(missing, "tokenizing", disable=not missing):
+        for number in track(missing, "tokenizing", console=console, disable=not console.is_terminal):
             episode = store.read(number)
             frames = torch.from_numpy(np.array(episode.frames))
             with torch.no_grad():
@@ -120,12 +122,12 @@ def train_dynamics(config: ExperimentConfig, tokens: Path, tokenizer: Path, out:
         )
     training = config.dynamics_training
     main = make_accelerator(training.precision).is_main_process
-    if main:
-        _claim(out, [config.dynamics, training], "dynamics model")
     torch.manual_seed(training.seed)
     model = Dynamics(config.dynamics, vqvae.grid, vqvae.num_codes, store.action_space)
     model.initialize_embeddings(vqvae.quantizer.codebook)
     batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
+    if main:
+        _claim(out, config, "dynamics")
     joined = WorldModel(vqvae, model, _world_meta(store.meta))
     height, width = vqvae.grid
     summary = f"dynamics, {height * width} tokens a frame, clips of {training.clip_frames} frames"

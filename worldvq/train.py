@@ -92,7 +92,8 @@ class _Log:
             print(f"step {row['step']}/{self.total} {text} ETA {seconds_left:.0f} s", flush=True)
 
     def close(self) -> None:
-        self.bar.stop()
+        if self.bar.live.is_started:
+            self.bar.stop()
 
 
 def fit(

@@ -51,6 +51,8 @@ class ActionSpace:
 
     def __post_init__(self) -> None:
         """Check that the fields fit the kind."""
+        if self.kind not in ("discrete", "multi_discrete", "box"):
+            raise ValueError(f"there is no action space of the kind '{self.kind}'")
         if self.kind == "discrete" and len(self.nvec) != 1:
             raise ValueError(f"a discrete action space has one entry in nvec, got {self.nvec}")
         if self.kind == "multi_discrete" and not self.nvec:

@@ -273,4 +273,5 @@ def _progress(config: RecordConfig, store: EpisodeStore, show: bool) -> Iterator
     try:
         yield advance
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()

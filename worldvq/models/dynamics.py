@@ -57,7 +57,7 @@ class ActionEmbedding(nn.Module):
     def forward(self, actions: Tensor) -> Tensor:
         """Embed actions."""
         if self.kind == "box":
-            return self.map(actions)
+            return self.map(actions.to(self.map.weight.dtype))  # type: ignore[arg-type]
         if self.kind == "discrete":
             actions = actions[..., None]
         return self.map(actions + self.offsets).sum(-2)

@@ -177,8 +177,6 @@ class WorldModel:
             tokenizer = Tokenizer(build(TokenizerConfig, data["tokenizer"], str(path)))
             dynamics_config = build(DynamicsConfig, data["dynamics"], str(path))
             action_space = ActionSpace.from_json(data["action_space"])
-            if action_space.kind not in ("discrete", "multi_discrete", "box"):
-                raise ValueError(f"no action space is of the kind '{action_space.kind}'")
             meta = dict(data["meta"])
             dynamics = Dynamics(dynamics_config, tokenizer.grid, tokenizer.num_codes, action_space)
         except (KeyError, TypeError, ValueError) as error:
