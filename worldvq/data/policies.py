@@ -57,14 +57,23 @@ def load_function(path: str) -> Callable[..., Any]:
         ) from None
 
 
+_UNBOUNDED = 1e6
+
+
 def random_action(space: ActionSpace, rng: np.random.Generator) -> np.ndarray:
-    """Draw a stored action uniformly; an unbounded side of a box is drawn from a standard normal distribution."""
+    """Draw a stored action: uniformly between bounds, and normally beyond the bound of a side that has only one.
+
+    Bounds of a million and more, such as the largest float32, count as none.
+    """
     if space.kind != "box":
         return rng.integers(0, np.array(space.nvec)).reshape(space.shape)
     low, high = np.array(space.low), np.array(space.high)
-    bounded = np.isfinite(low) & np.isfinite(high)
-    uniform = rng.uniform(np.where(bounded, low, 0), np.where(bounded, high, 1))
-    return np.where(bounded, uniform, rng.standard_normal(len(low)).clip(low, high)).astype(np.float32)
+    has_low, has_high = np.abs(low) < _UNBOUNDED, np.abs(high) < _UNBOUNDED
+    both = has_low & has_high
+    uniform = rng.uniform(np.where(both, low, 0), np.where(both, high, 1))
+    normal = rng.standard_normal(len(low))
+    beyond = np.where(has_low, low + np.abs(normal), np.where(has_high, high - np.abs(normal), normal))
+    return np.where(both, uniform, beyond).astype(np.float32)
 
 
 class _Held:
@@ -143,7 +152,8 @@ def check_action(space: ActionSpace, action: Any) -> np.ndarray:
     """
     value = np.asarray(action)
     if value.shape == space.shape:
-        if space.kind == "box" and np.isfinite(value).all():
+        low, high = np.float32(space.low), np.float32(space.high)
+        if space.kind == "box" and ((value >= low) & (value <= high) & np.isfinite(value)).all():
             return value.astype(np.float32)
         if space.kind != "box" and np.issubdtype(value.dtype, np.integer):
             nvec = np.array(space.nvec).reshape(space.shape)
