@@ -129,8 +129,10 @@ class DynamicsConfig(_Config):
 
 
 class OptimizerConfig(_Config):
-    """AdamW with linear warm-up and decay to zero over the run."""
+    """The optimizer, with linear warm-up and decay to zero over the run."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """``muon`` (Jordan et al. 2024) for the matrices of attention and feed-forward layers, AdamW for the rest."""
     learning_rate: PositiveFloat = 1e-3
     warmup_steps: NonNegativeInt = 100
     decay_fraction: Fraction = 1.0

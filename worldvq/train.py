@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from worldvq.checkpoint import Checkpoints
 from worldvq.config import OptimizerConfig, TrainConfig
 from worldvq.errors import RunError, UsageError
+from worldvq.optimizers import make_optimizer
 
 LossFunction = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
 Picture = Callable[[nn.Module, int], None]
@@ -38,14 +39,6 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     decay_steps = max(1.0, config.decay_fraction * steps)
     return config.learning_rate * min(warmup, 1.0, (steps - step) / decay_steps)
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices only: not on embeddings, gains and biases."""
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    matrices = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in tables]
-    others = [p for p in model.parameters() if p.ndim < 2 or id(p) in tables]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def make_accelerator(precision: str) -> Accelerator:
@@ -136,8 +129,7 @@ def fit(
         )
     main = accelerator.is_main_process
     settings = config.optimizer
-    groups = _parameter_groups(model, settings.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+    optimizer = make_optimizer(model, settings)
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
     step = checkpoints.load_newest(model, optimizer)
     if step >= config.steps:
