@@ -31,6 +31,9 @@ ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A YAML file, 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="For instance tokenizer.width=64")
 ]
+TemperatureOption = Annotated[
+    float | None, typer.Option(min=0, help="0 takes the most probable token. Default: as the world's config says.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 
 
@@ -168,7 +171,7 @@ def imagine_command(
     ] = "recorded",
     clips: Annotated[int, typer.Option(min=1, help="Contexts, one row each.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of the contexts and of the sampling.")] = 0,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most probable token.")] = 1.0,
+    temperature: TemperatureOption = None,
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
     top_p: Annotated[float | None, typer.Option()] = None,
     device: DeviceOption = "auto",
@@ -201,8 +204,9 @@ def evaluate_command(
     clips: Annotated[int, typer.Option(min=1)] = 256,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     seed: int = 0,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most probable token.")] = 1.0,
+    temperature: TemperatureOption = None,
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure imagined frames on held-out episodes, beside the yardsticks that make the numbers mean something."""
@@ -211,8 +215,11 @@ def evaluate_command(
     from worldvq.models.world import WorldModel
 
     settings = {"context": context, "horizon": horizon, "clips": clips, "batch_size": batch_size, "seed": seed}
-    settings["sampling"] = {"temperature": temperature, "top_k": top_k}
-    report = evaluate(WorldModel.load(world, device), data, out, build(EvaluateConfig, settings, "evaluate"))
+    loaded = WorldModel.load(world, device)
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling = loaded.sampling.model_dump() | {key: value for key, value in given.items() if value is not None}
+    settings = {**settings, "sampling": sampling}
+    report = evaluate(loaded, data, out, build(EvaluateConfig, settings, "evaluate"))
     _print_report(report)
     print(f"{out / 'report.json'}\n{out / 'index.html'}")
 

@@ -109,7 +109,7 @@ def imagine(
         actions: ``recorded``, ``paper``, an action's name or number, or a file.
         num_clips: Contexts.
         seed: Of the contexts and of the sampling.
-        sampling: ``temperature``, ``top_k``, ``top_p``.
+        sampling: ``temperature``, ``top_k``, ``top_p``; what is missing or None is the world's own.
         device: See :meth:`WorldModel.load`.
 
     Returns:
@@ -119,6 +119,7 @@ def imagine(
         UsageError: Something does not fit; nothing was written.
     """
     world = WorldModel.load(world_folder, device)
+    sampling = world.sampling.model_dump() | {key: value for key, value in sampling.items() if value is not None}
     store = EpisodeStore.open(data)
     check_fits(world, store)
     # With recorded actions the whole window must exist; otherwise the context is enough.

@@ -128,7 +128,7 @@ def train_dynamics(config: ExperimentConfig, tokens: Path, tokenizer: Path, out:
     batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
     if main:
         _claim(out, config, "dynamics")
-    joined = WorldModel(vqvae, model, _world_meta(store.meta))
+    joined = WorldModel(vqvae, model, _world_meta(store.meta, config.evaluate))
     height, width = vqvae.grid
     summary = f"dynamics, {height * width} tokens a frame, clips of {training.clip_frames} frames"
     picture = _imagined_strip(joined, store, config.evaluate, training, out)
@@ -139,9 +139,14 @@ def train_dynamics(config: ExperimentConfig, tokens: Path, tokenizer: Path, out:
     return joined
 
 
-def _world_meta(meta: TokenMeta) -> dict[str, Any]:
+def _world_meta(meta: TokenMeta, protocol: EvaluateConfig) -> dict[str, Any]:
     dataset = meta.dataset.model_dump(mode="json")
-    return {"dataset": dataset, "env_id": meta.dataset.env.id, "versions": {"worldvq": worldvq.__version__}}
+    return {
+        "dataset": dataset,
+        "env_id": meta.dataset.env.id,
+        "sampling": protocol.sampling.model_dump(mode="json"),
+        "versions": {"worldvq": worldvq.__version__},
+    }
 
 
 def _imagined_strip(

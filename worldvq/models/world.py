@@ -126,6 +126,11 @@ class WorldModel:
         self.action_space = dynamics.action_space
         self.device = next(dynamics.parameters()).device
 
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How the config that it was trained with has it sampled: what the command line does unless told otherwise."""
+        return build(SamplingConfig, self.meta.get("sampling", {}), "sampling")
+
     def hash(self) -> str:
         """Return the SHA-256 of all weights, as hex."""
         both = hash_module(self.tokenizer) + hash_module(self.dynamics)
