@@ -182,9 +182,9 @@ def fit_frame(image: np.ndarray, config: EnvConfig) -> np.ndarray:
         image = image[top : height - bottom, left : width - right]
     if image.shape[:2] == config.size:
         return np.array(image)
-    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)  # channels last
     pixels = torch.nn.functional.interpolate(pixels, config.size, mode="bilinear", antialias=True, align_corners=False)
-    return np.ascontiguousarray(pixels[0].permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1)[0].numpy())
 
 
 def _make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:

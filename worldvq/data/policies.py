@@ -152,11 +152,12 @@ def check_action(space: ActionSpace, action: Any) -> np.ndarray:
     """
     value = np.asarray(action)
     if value.shape == space.shape:
-        low, high = np.float32(space.low), np.float32(space.high)
-        if space.kind == "box" and ((value >= low) & (value <= high) & np.isfinite(value)).all():
-            return value.astype(np.float32)
-        if space.kind != "box" and np.issubdtype(value.dtype, np.integer):
-            nvec = np.array(space.nvec).reshape(space.shape)
-            if (value >= 0).all() and (value < nvec).all():
-                return value.astype(np.int64)
+        if space.kind == "box":
+            low, high = np.float32(space.low), np.float32(space.high)
+            if ((value >= low) & (value <= high) & np.isfinite(value)).all():
+                return value.astype(np.float32)
+        elif value.dtype.kind in "iu" and all(
+            0 <= one < n for one, n in zip(value.ravel().tolist(), space.nvec, strict=True)
+        ):
+            return value.astype(np.int64)
     raise UsageError(f"the policy returned {action!r}, which is no action of {space.kind} {space.nvec or space.shape}")

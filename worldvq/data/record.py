@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from multiprocessing.connection import Connection, wait
@@ -71,17 +72,26 @@ def _work(pipe: Connection, stream: str, env: EnvConfig, config: RecordConfig, o
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # the way through ``finally``, which a bare SIGTERM skips
     number, world = -1, None
+    writer, written = ThreadPoolExecutor(1), None  # hashing and flushing one episode overlap with playing the next
     try:
         world = load_function(stream)(env)
         while True:
+            if written is not None and not pipe.poll():
+                pipe.send(written.result())
+                written = None
             number = pipe.recv()
-            pipe.send(write_episode(out, number, play(world, config, number), config.compression))
+            episode = play(world, config, number)
+            if written is not None:
+                pipe.send(written.result())
+            written = writer.submit(write_episode, out, number, episode, config.compression)
     except (EOFError, KeyboardInterrupt, BrokenPipeError, SystemExit):
         return
     except BaseException as error:
         text = f"'{env.id}', episode {number}, seed {episode_seed(config.seed, max(number, 0))}: {_line(error)}"
         kind = "" if isinstance(error, WorldVQError) else f" ({type(error).__name__})"
         with suppress(OSError):  # the parent may have heard enough from another worker
+            if written is not None and written.exception() is None:
+                pipe.send(written.result())
             pipe.send((isinstance(error, UsageError), text + kind))
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -119,16 +129,16 @@ class _Pool:
     def __init__(self, num_workers: int, *arguments: Any):
         context = multiprocessing.get_context("spawn")
         self.workers: dict[Connection, Any] = {}
-        self.numbers: dict[Connection, int] = {}
+        self.numbers: dict[Connection, list[int]] = {}
         for _ in range(num_workers):
             here, there = context.Pipe()
             process = context.Process(target=_work, args=(there, *arguments), daemon=True)
             process.start()
             there.close()
-            self.workers[here] = process
+            self.workers[here], self.numbers[here] = process, []
 
     def give(self, pipe: Connection, number: int) -> None:
-        self.numbers[pipe] = number
+        self.numbers[pipe].append(number)
         try:
             pipe.send(number)
         except OSError as error:
@@ -145,13 +155,14 @@ class _Pool:
             if isinstance(result, tuple):
                 is_usage, text = result
                 raise UsageError(text) if is_usage else RunError(text)
-            del self.numbers[pipe]
+            self.numbers[pipe].remove(result.number)
             yield pipe, result
 
     def _died(self, pipe: Connection) -> RunError:
         self.workers[pipe].join(1)
         return RunError(
-            f"a recording worker died (exit code {self.workers[pipe].exitcode}) in episode {self.numbers.get(pipe)}; "
+            f"a recording worker died (exit code {self.workers[pipe].exitcode}) in episode "
+            f"{' or '.join(map(str, self.numbers[pipe]))}; "
             "committed episodes are safe, run the same command to continue"
         )
 
@@ -229,17 +240,15 @@ def _fill(store: EpisodeStore, env: EnvConfig, config: RecordConfig, stream: str
     waiting: dict[int, IndexEntry] = {}
     pool = _Pool(min(config.workers, config.episodes or config.workers), stream, env, config, store.path)
     try:
-        for pipe in pool.workers:
-            pool.give(pipe, next_number)
-            next_number += 1
+        for pipe in [*pool.workers, *pool.workers]:  # two each, so that none waits for the next number
+            next_number = _give(pool, pipe, next_number, config)
         while not _done(store, config):
             for pipe, entry in pool.results(timeout=0.2):
                 waiting[entry.number] = entry
                 while turn in waiting and not _done(store, config):
                     store.append(waiting.pop(turn))
                     turn += 1
-                pool.give(pipe, next_number)
-                next_number += 1
+                next_number = _give(pool, pipe, next_number, config)
             advance(store)
     finally:
         pool.close()
@@ -247,6 +256,14 @@ def _fill(store: EpisodeStore, env: EnvConfig, config: RecordConfig, stream: str
             (store.path / file_name(number)).unlink(missing_ok=True)
         for stale in (store.path / "episodes").glob(".*.tmp"):
             stale.unlink(missing_ok=True)
+
+
+def _give(pool: _Pool, pipe: Connection, number: int, config: RecordConfig) -> int:
+    """Give a worker an episode, unless all that are asked for are given; returns the number of the next one."""
+    if config.episodes is not None and number >= config.episodes:
+        return number
+    pool.give(pipe, number)
+    return number + 1
 
 
 @contextmanager
