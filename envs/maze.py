@@ -245,7 +245,7 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
         if value not in modes:
             raise UsageError(f"autoreset_mode {value!r}: choose one of {', '.join(modes)}")
         self._maze = _Maze(self.num_envs, size, num_cells, num_objects, max_steps, top_down, render_mode, render_size)
-        self.metadata = {**MazeEnv.metadata, "autoreset_mode": modes[value]}
+        self.metadata = {**MazeEnv.metadata, "autoreset_mode": modes[value]}  # type: ignore[arg-type]
         self.render_mode = render_mode
         self.single_observation_space = self._maze.observation_space
         self.single_action_space = self._maze.action_space
@@ -253,7 +253,7 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.action_names = ACTION_NAMES
         self._begun = False
-        self._same_step = modes[value] is AutoresetMode.SAME_STEP
+        self._same_step = modes[value] is AutoresetMode.SAME_STEP  # type: ignore[arg-type]
         self._generators = [seeding.np_random(None)[0] for _ in range(self.num_envs)]
 
     def reset(

@@ -114,9 +114,9 @@ def train_tokenizer_command(
     from worldvq.pipeline import train_tokenizer
 
     where = _layout(config)
-    out = out or where.tokenizer
-    train_tokenizer(load_config(config, overrides or []), data or where.data, out)
-    print(f"tokenizer: {out}")
+    folder: Path = out or where.tokenizer
+    train_tokenizer(load_config(config, overrides or []), data or where.data, folder)
+    print(f"tokenizer: {folder}")
 
 
 @train_app.command("dynamics")
@@ -133,11 +133,11 @@ def train_dynamics_command(
     from worldvq.pipeline import train_dynamics
 
     where = _layout(config)
-    out = out or where.dynamics
-    world = world or out.parent / "world"
+    folder: Path = out or where.dynamics
+    world = world or folder.parent / "world"
     settings = load_config(config, overrides or [])
-    train_dynamics(settings, tokens or where.tokens, tokenizer or where.tokenizer, out, world)
-    print(f"dynamics: {out}\nworld: {world}")
+    train_dynamics(settings, tokens or where.tokens, tokenizer or where.tokenizer, folder, world)
+    print(f"dynamics: {folder}\nworld: {world}")
 
 
 @app.command("tokenize")

@@ -17,8 +17,8 @@ from worldvq.models.world import WorldModel
 from worldvq.render import paper_figure, save_png, save_rollout
 from worldvq.types import ActionSpace, Clip
 
-PAPER = (("forward",), ("right", "look_right", "turn_right"))
-"""The two rows of the figure of the VQ-VAE paper: words that the name of the action ends with."""
+PAPER = (("forward",), ("turn_right", "look_right", "right"))
+"""The two rows of the figure of the VQ-VAE paper: what the name of the action ends with, best first."""
 
 
 def find_action(space: ActionSpace, name: str) -> np.ndarray:
@@ -155,7 +155,7 @@ def _chosen(space: ActionSpace, actions: str, num_frames: int, batch: int) -> to
 def _paper(world: WorldModel, clip: Clip, out: Path, num_frames: int, seed: int, sampling: dict[str, Any]) -> Path:
     """One context; all forward in the first row, all turn right in the second (van den Oord et al. 2017, figure 7)."""
     names = [name.lower() for name in world.action_space.names]
-    chosen = [next((n for n in names if n.endswith(ends)), None) for ends in PAPER]
+    chosen = [next((n for end in ends for n in names if n.endswith(end)), None) for ends in PAPER]
     if None in chosen:
         raise UsageError(
             "--actions paper needs actions called forward and right, this world has "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,7 +38,8 @@ def tokenizer_loss(model: nn.Module, clip: Clip) -> tuple[Tensor, dict[str, Tens
     """
     frames = frames_to_model(clip.frames[clip.mask])  # (N, 3, H, W)
     output = model(frames)
-    config = getattr(model, "module", model).config.quantizer
+    inner: Any = getattr(model, "module", model)
+    config = inner.config.quantizer
     error = F.mse_loss(output.frames.float(), frames)
     loss = error + config.commitment_cost * output.commitment_loss
     with torch.no_grad():

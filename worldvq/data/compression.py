@@ -44,7 +44,7 @@ def encode_frames(frames: np.ndarray) -> dict[str, np.ndarray]:
     assert zstandard is not None
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False)
     chunks = [
-        compressor.compress(np.ascontiguousarray(frames[start : start + CHUNK]))
+        compressor.compress(np.ascontiguousarray(frames[start : start + CHUNK]))  # type: ignore[arg-type]
         for start in range(0, len(frames), CHUNK)
     ]
     ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)

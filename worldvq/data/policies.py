@@ -153,7 +153,7 @@ def check_action(space: ActionSpace, action: Any) -> np.ndarray:
     value = np.asarray(action)
     if value.shape == space.shape:
         if space.kind == "box":
-            low, high = np.float32(space.low), np.float32(space.high)
+            low, high = np.array(space.low, np.float32), np.array(space.high, np.float32)
             if ((value >= low) & (value <= high) & np.isfinite(value)).all():
                 return value.astype(np.float32)
         elif value.dtype.kind in "iu" and all(

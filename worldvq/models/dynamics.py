@@ -96,7 +96,9 @@ class Dynamics(nn.Module):
         self.embed = nn.Embedding(num_codes, width)
         self.position = nn.Parameter(0.02 * torch.randn(length, width))
         self.embed_action = ActionEmbedding(action_space, width)
-        self.blocks = nn.ModuleList(SpaceTimeBlock(width, config.num_heads) for _ in range(config.num_blocks))
+        self.blocks: list[SpaceTimeBlock] = nn.ModuleList(  # type: ignore[assignment]
+            SpaceTimeBlock(width, config.num_heads) for _ in range(config.num_blocks)
+        )
         self.norm = nn.LayerNorm(width)
         self.prior = TransformerPrior(config.prior, grid, num_codes, context_dim=width)
         # Per position first, then pooled: an object about to be touched fills only part of the frame.
