@@ -25,8 +25,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from worldvq.config import EnvConfig, RecordConfig
 from worldvq.data.episodes import DatasetMeta, EpisodeStore, write_episode
-from worldvq.data.files import IndexEntry, file_name
+from worldvq.data.files import IndexEntry, file_name, read_index
 from worldvq.data.policies import Stream, check_action, check_policy, load_function, make_policy
+from worldvq.data.store import INDEX
 from worldvq.errors import RunError, UsageError, WorldVQError
 from worldvq.types import ActionSpace, Episode
 
@@ -94,9 +95,11 @@ def _work(pipe: Connection, stream: str, env: EnvConfig, config: RecordConfig, o
                 pipe.send(written.result())
             pipe.send((isinstance(error, UsageError), text + kind))
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if world is not None:  # an engine of its own, as ViZDoom's, would outlive this process
-            world.close()
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        finally:
+            if world is not None:  # an engine of its own, as ViZDoom's, would outlive this process
+                world.close()
 
 
 def _line(error: BaseException) -> str:
@@ -167,14 +170,14 @@ class _Pool:
         )
 
     def close(self) -> None:
-        for pipe, process in self.workers.items():
-            pipe.close()
-            process.terminate()
         for process in self.workers.values():
+            process.terminate()
+        for pipe, process in self.workers.items():
             process.join(5)
             if process.is_alive():
                 process.kill()
                 process.join()
+            pipe.close()  # last: a worker that sees its pipe end begins to close, and SIGTERM would cut that short
 
 
 def record(
@@ -236,7 +239,7 @@ def _done(store: EpisodeStore, config: RecordConfig) -> bool:
 
 def _fill(store: EpisodeStore, env: EnvConfig, config: RecordConfig, stream: str, advance: Any) -> None:
     """Hand out numbers, commit results in order of number until the target is reached, throw away what is over."""
-    next_number = turn = len(store)
+    first_number = next_number = turn = len(store)
     waiting: dict[int, IndexEntry] = {}
     pool = _Pool(min(config.workers, config.episodes or config.workers), stream, env, config, store.path)
     try:
@@ -252,8 +255,12 @@ def _fill(store: EpisodeStore, env: EnvConfig, config: RecordConfig, stream: str
             advance(store)
     finally:
         pool.close()
-        for number in range(turn, next_number):  # finished or half-written, but not committed
-            (store.path / file_name(number)).unlink(missing_ok=True)
+        listed = {
+            entry.number for entry in read_index(store.path / INDEX)[0]
+        }  # on disk: Ctrl-C can come right after a commit
+        for number in range(first_number, next_number):  # finished or half-written, but not committed
+            if number not in listed:
+                (store.path / file_name(number)).unlink(missing_ok=True)
         for stale in (store.path / "episodes").glob(".*.tmp"):
             stale.unlink(missing_ok=True)
 
