@@ -255,9 +255,8 @@ def _fill(store: EpisodeStore, env: EnvConfig, config: RecordConfig, stream: str
             advance(store)
     finally:
         pool.close()
-        listed = {
-            entry.number for entry in read_index(store.path / INDEX)[0]
-        }  # on disk: Ctrl-C can come right after a commit
+        # What is committed stands on disk; the store in memory may not know, as Ctrl-C can come right after.
+        listed = {entry.number for entry in read_index(store.path / INDEX)[0]}
         for number in range(first_number, next_number):  # finished or half-written, but not committed
             if number not in listed:
                 (store.path / file_name(number)).unlink(missing_ok=True)
