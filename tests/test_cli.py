@@ -1,43 +1,25 @@
 """The command line: the whole road on the tiny config, every verb alone, and every mistake in one line."""
 
-import contextlib
 import hashlib
 import html.parser
-import io
 import json
 import math
 import re
 import shutil
 import subprocess
-import sys
 import time
-from types import SimpleNamespace
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import yaml
+from command_line import run, spawn
 from PIL import Image
 
-from worldvq import cli
 from worldvq.config import EnvConfig
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.models.world import WorldModel
 from worldvq.types import ActionSpace, Episode
-
-COMMAND = [sys.executable, "-m", "worldvq.cli"]
-
-
-def run(*arguments):
-    """Run in this process, and say how it ended and what it printed."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
-        cli.main([str(argument) for argument in arguments])
-    return SimpleNamespace(returncode=stop.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue())
-
-
-def spawn(*arguments):
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
 
 
 def succeed(*arguments, how=run):

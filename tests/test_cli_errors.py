@@ -1,20 +1,17 @@
 """Every mistake on the command line is one line that names the value, and leaves nothing behind."""
 
-import contextlib
-import io
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from command_line import COMMAND, run, spawn
 
-from worldvq import cli
 from worldvq.config import EnvConfig, load_config
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.models.dynamics import Dynamics
@@ -23,20 +20,7 @@ from worldvq.models.world import WorldModel, save_tokenizer
 from worldvq.pipeline import tokenize
 from worldvq.types import ActionSpace, Episode
 
-COMMAND = [sys.executable, "-m", "worldvq.cli"]
 TINY = ["--config", "tiny"]
-
-
-def run(*arguments):
-    """Run in this process, and say how it ended and what it printed."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
-        cli.main([str(argument) for argument in arguments])
-    return SimpleNamespace(returncode=stop.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue())
-
-
-def spawn(*arguments):
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
 
 
 def record(path, size=64, num_actions=7):

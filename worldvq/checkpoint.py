@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from worldvq.errors import CorruptFileError, UsageError
 
 def save_module(path: Path, module: nn.Module) -> None:
     """Write a module's parameters and buffers as one safetensors file."""
-    write_atomic(
-        path, save_tensors({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()})
-    )
+    write_atomic(path, _to_bytes(module.state_dict()))
+
+
+def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return save_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -81,10 +84,8 @@ class Checkpoints:
         staged = self.folder / f".step_{step:08d}.tmp"
         shutil.rmtree(staged, ignore_errors=True)
         files = {
-            "model.safetensors": save_tensors(
-                {n: v.detach().cpu().contiguous() for n, v in module.state_dict().items()}
-            ),
-            "optimizer.safetensors": save_tensors(_flatten(optimizer)),
+            "model.safetensors": _to_bytes(module.state_dict()),
+            "optimizer.safetensors": _to_bytes(_flatten(optimizer)),
         }
         manifest = {"step": step, "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
         try:
@@ -137,7 +138,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{index}.{key}": value.detach().cpu().contiguous()
+        f"{index}.{key}": value
         for index, state in optimizer.state_dict()["state"].items()
         for key, value in state.items()
     }

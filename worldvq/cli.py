@@ -214,11 +214,10 @@ def evaluate_command(
     from worldvq.evaluate import evaluate
     from worldvq.models.world import WorldModel
 
-    settings = {"context": context, "horizon": horizon, "clips": clips, "batch_size": batch_size, "seed": seed}
     loaded = WorldModel.load(world, device)
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    sampling = loaded.sampling.model_dump() | {key: value for key, value in given.items() if value is not None}
-    settings = {**settings, "sampling": sampling}
+    settings: dict[str, Any] = {"context": context, "horizon": horizon, "clips": clips, "batch_size": batch_size}
+    settings["seed"] = seed
+    settings["sampling"] = loaded.sampling_with({"temperature": temperature, "top_k": top_k, "top_p": top_p})
     report = evaluate(loaded, data, out, build(EvaluateConfig, settings, "evaluate"))
     _print_report(report)
     print(f"{out / 'report.json'}\n{out / 'index.html'}")

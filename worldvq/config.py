@@ -93,9 +93,11 @@ class TokenizerConfig(_Config):
         return self.frame_size[0] // self.downsample, self.frame_size[1] // self.downsample
 
 
-def _heads_fit(width: int, num_heads: int) -> None:
-    if width % (4 * num_heads):  # rotary angles for two axes come in pairs
-        raise ValueError(f"width {width} is not divisible by 4 x num_heads = {4 * num_heads}")
+def _heads_fit(config: Any) -> Any:
+    step = 4 * config.num_heads  # rotary angles for two axes come in pairs
+    if config.width % step:
+        raise ValueError(f"width {config.width} is not divisible by 4 x num_heads = {step}")
+    return config
 
 
 class PriorConfig(_Config):
@@ -106,10 +108,7 @@ class PriorConfig(_Config):
     num_blocks: PositiveInt = 2
     num_heads: PositiveInt = 4
 
-    @model_validator(mode="after")
-    def _check_heads(self) -> PriorConfig:
-        _heads_fit(self.width, self.num_heads)
-        return self
+    _check_heads = model_validator(mode="after")(_heads_fit)
 
 
 class DynamicsConfig(_Config):
@@ -122,10 +121,7 @@ class DynamicsConfig(_Config):
     num_heads: PositiveInt = 4
     prior: PriorConfig = PriorConfig()
 
-    @model_validator(mode="after")
-    def _check_heads(self) -> DynamicsConfig:
-        _heads_fit(self.width, self.num_heads)
-        return self
+    _check_heads = model_validator(mode="after")(_heads_fit)
 
 
 class OptimizerConfig(_Config):

@@ -119,7 +119,7 @@ def imagine(
         UsageError: Something does not fit; nothing was written.
     """
     world = WorldModel.load(world_folder, device)
-    sampling = world.sampling.model_dump() | {key: value for key, value in sampling.items() if value is not None}
+    sampling = world.sampling_with(sampling)
     store = EpisodeStore.open(data)
     check_fits(world, store)
     # With recorded actions the whole window must exist; otherwise the context is enough.

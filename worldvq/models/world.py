@@ -126,10 +126,10 @@ class WorldModel:
         self.action_space = dynamics.action_space
         self.device = next(dynamics.parameters()).device
 
-    @property
-    def sampling(self) -> SamplingConfig:
-        """How the config that it was trained with has it sampled: what the command line does unless told otherwise."""
-        return build(SamplingConfig, self.meta.get("sampling", {}), "sampling")
+    def sampling_with(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return how the config that it was trained with has it sampled, but for what is given and not None."""
+        own = build(SamplingConfig, self.meta.get("sampling", {}), "sampling")
+        return own.model_dump() | {key: value for key, value in given.items() if value is not None}
 
     def hash(self) -> str:
         """Return the SHA-256 of all weights, as hex."""
