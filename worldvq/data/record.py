@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from multiprocessing.connection import Connection, wait
@@ -73,26 +72,17 @@ def _work(pipe: Connection, stream: str, env: EnvConfig, config: RecordConfig, o
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # the way through ``finally``, which a bare SIGTERM skips
     number, world = -1, None
-    writer, written = ThreadPoolExecutor(1), None  # hashing and flushing one episode overlap with playing the next
     try:
         world = load_function(stream)(env)
         while True:
-            if written is not None and not pipe.poll():
-                pipe.send(written.result())
-                written = None
             number = pipe.recv()
-            episode = play(world, config, number)
-            if written is not None:
-                pipe.send(written.result())
-            written = writer.submit(write_episode, out, number, episode, config.compression)
+            pipe.send(write_episode(out, number, play(world, config, number), config.compression))
     except (EOFError, KeyboardInterrupt, BrokenPipeError, SystemExit):
         return
     except BaseException as error:
         text = f"'{env.id}', episode {number}, seed {episode_seed(config.seed, max(number, 0))}: {_line(error)}"
         kind = "" if isinstance(error, WorldVQError) else f" ({type(error).__name__})"
         with suppress(OSError):  # the parent may have heard enough from another worker
-            if written is not None and written.exception() is None:
-                pipe.send(written.result())
             pipe.send((isinstance(error, UsageError), text + kind))
     finally:
         try:
