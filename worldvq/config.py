@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,14 +60,57 @@ class RecordConfig(_Config):
 
 
 class QuantizerConfig(_Config):
-    """The codebook of the VQ-VAE (van den Oord et al. 2017, appendix A.1)."""
+    """The codebook of the VQ-VAE, and how it is learned."""
 
+    kind: Literal["ema", "sgd", "fsq"] = "ema"
+    """Codes by moving averages (van den Oord et al. 2017, appendix A.1), by gradient (eq. 3 there), or fixed:
+    finite scalar quantization (Mentzer et al. 2023)."""
     num_codes: PositiveInt = 512
     code_dim: PositiveInt = 32
     commitment_cost: NonNegativeFloat = 0.25
     decay: Fraction = 0.99
     revive_after: PositiveInt = 20
     """A code unused for about this many steps is replaced by an encoder output of the batch."""
+    levels: tuple[Annotated[int, Field(ge=3)], ...] = ()
+    """``fsq`` only: levels of each dimension; they give ``num_codes``, their product, and ``code_dim``, their number.
+    Not 2: bounded so that 0 is the middle of a level, a dimension of two levels would hardly leave that one."""
+    initialize: Literal["batch", "kmeans"] = "batch"
+    """Codes start at encoder outputs of the first batch, or at its means by Lloyd's iterations."""
+    cosine: bool = False
+    """Encoder outputs and codes have unit length, and the nearest code is the one at the smallest angle."""
+    gradient: Literal["straight_through", "rotation"] = "straight_through"
+    """How the encoder learns through the code: copied, or by the rotation trick (Fifty et al. 2024)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _levels_give_sizes(cls, data: Any) -> Any:
+        levels = data.get("levels") if isinstance(data, dict) else None
+        if not isinstance(levels, list | tuple) or not levels or not all(isinstance(level, int) for level in levels):
+            return data
+        return {"num_codes": math.prod(levels), "code_dim": len(levels), **data}
+
+    @model_validator(mode="after")
+    def _settings_fit_the_kind(self) -> QuantizerConfig:
+        unused = {
+            "ema": ("levels",),
+            "sgd": ("levels", "decay"),
+            "fsq": ("commitment_cost", "decay", "revive_after", "initialize", "cosine", "gradient"),
+        }
+        for name in unused[self.kind]:
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                raise ValueError(f"{name} {value} means nothing to kind {self.kind}: leave it out, or {default}")
+        if self.kind != "fsq":
+            return self
+        if not self.levels:
+            raise ValueError("kind fsq needs levels, for instance levels [8, 8, 8] for 512 codes")
+        size, dim = math.prod(self.levels), len(self.levels)
+        if (self.num_codes, self.code_dim) != (size, dim):
+            raise ValueError(
+                f"levels {self.levels} make {size} codes of {dim} dimensions: set num_codes {size} and code_dim {dim}, "
+                f"or leave both out (got {self.num_codes} and {self.code_dim})"
+            )
+        return self
 
 
 class TokenizerConfig(_Config):
@@ -75,10 +119,12 @@ class TokenizerConfig(_Config):
     frame_size: tuple[PositiveInt, PositiveInt] = (64, 64)
     downsample: Literal[4, 8, 16] = 8
     """Pixels per token along each axis: 64 at 8 gives 8x8 tokens."""
-    width: PositiveInt = 64
-    """Channels at the highest resolution that is convolved; doubles on the way down, up to 4x."""
-    num_blocks: NonNegativeInt = 2
-    """Residual blocks at token resolution, in the encoder and in the decoder each."""
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 128
+    """Channels at token resolution; half as many at twice the resolution."""
+    encoder_blocks: NonNegativeInt = 2
+    """Residual blocks at token resolution, before the codes."""
+    decoder_blocks: NonNegativeInt = 3
+    """Residual blocks at token resolution, after the codes."""
     quantizer: QuantizerConfig = QuantizerConfig()
 
     @model_validator(mode="after")
@@ -103,10 +149,12 @@ def _heads_fit(config: Any) -> Any:
 class PriorConfig(_Config):
     """The autoregressive model over the tokens of one frame."""
 
-    kind: Literal["transformer"] = "transformer"
+    kind: Literal["transformer", "pixelcnn"] = "transformer"
     width: PositiveInt = 128
     num_blocks: PositiveInt = 2
+    """Blocks of the transformer, gated layers of the PixelCNN."""
     num_heads: PositiveInt = 4
+    """Of the transformer; a PixelCNN has none."""
 
     _check_heads = model_validator(mode="after")(_heads_fit)
 
@@ -148,7 +196,8 @@ class TrainConfig(_Config):
     accumulate: PositiveInt = 1
     """Forward passes a step; the global batch stays ``batch_size``."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "bf16", "fp16", "auto"] = "no"
+    """``auto`` is bf16 where the GPU or the CPU computes in it, and fp32 elsewhere."""
     seed: NonNegativeInt = 0
     log_every: PositiveInt = 50
     picture_every: PositiveInt = 1000
@@ -163,6 +212,10 @@ class SamplingConfig(_Config):
     """0 takes the most probable token."""
     top_k: PositiveInt | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    method: Literal["auto", "predictive", "sequential"] = "auto"
+    """All tokens at once until they agree, or one after the other: the same tokens; ``auto`` takes the faster."""
+    compile: bool = False
+    """Compile the steps of a dream (torch.compile; CUDA graphs on a GPU): a minute or so at first, then faster."""
 
 
 class EvaluateConfig(_Config):

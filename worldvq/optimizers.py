@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from worldvq.config import OptimizerConfig
+from worldvq.nn.conv import Convolution
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -16,11 +17,9 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     Weight decay is on matrices only: not on embeddings, gains and biases.
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    # Attention and feed-forward layers have no bias; what reads the input or writes the output has one.
-    linear = (
-        [m for m in model.modules() if isinstance(m, nn.Linear) and m.bias is None] if config.kind == "muon" else []
-    )
-    hidden = {id(m.weight): m.weight for m in linear}
+    # Linear layers of attention and feed-forward have no bias; what reads the input or writes the output has one.
+    layers = [m for m in model.modules() if isinstance(m, Convolution) or (isinstance(m, nn.Linear) and m.bias is None)]
+    hidden = {id(m.weight): m.weight for m in layers} if config.kind == "muon" else {}
     others = [p for p in model.parameters() if id(p) not in hidden]
     groups = [
         {"params": [p for p in others if p.ndim >= 2 and id(p) not in tables], "weight_decay": config.weight_decay},

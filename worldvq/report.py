@@ -275,7 +275,8 @@ def _notes(report: dict[str, Any]) -> str:
         *(html.escape(note) for note in report["notes"]),
         f"Sampling: {html.escape(str(report['protocol']['sampling']))}; "
         f"versions: {html.escape(str(report['versions']))}; "
-        f"{report['seconds']:.0f} s in all, {report['imagined_frames_per_second']:g} imagined frames a second.",
+        f"{report['seconds']:.0f} s in all, {report['imagined_frames_per_second']:g} imagined frames a second, "
+        f"{report['passes_per_frame']:g} passes through the prior a frame.",
     ]
     if report["fd_efflite0"]:
         fd = report["fd_efflite0"]

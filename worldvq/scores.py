@@ -26,6 +26,7 @@ class Collected:
     scores: dict[str, list[np.ndarray]] = field(default_factory=dict)
     counts: np.ndarray | int = 0
     shown: list[tuple[np.ndarray, ...]] = field(default_factory=list)
+    passes: list[np.ndarray] = field(default_factory=list)
     imagine_seconds: float = 0.0
 
 
@@ -54,6 +55,7 @@ def summarize(collected: Collected, config: EvaluateConfig, horizons: list[int])
             key: {f"over_{other}": _gain(values, other, scale) for other in ("copy_last", "shuffled_actions")}
             for key, values, scale in (("psnr", error, metrics.psnr), ("ssim", ssim, np.asarray))
         },
+        "passes_per_frame": round(float(np.concatenate(collected.passes).mean()), 2),
         "imagined_frames_per_second": round(error["imagined"].size / max(collected.imagine_seconds, 1e-9), 1),
     }
     report["summary"] = {

@@ -41,6 +41,16 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
     return config.learning_rate * min(warmup, 1.0, (steps - step) / decay_steps)
 
 
+def resolve_precision(precision: str) -> str:
+    """Return ``bf16`` for ``auto`` where the hardware multiplies in bf16, ``no`` where it would only imitate it."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    able = torch.cpu.get_capabilities()
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
+
+
 def make_accelerator(precision: str) -> Accelerator:
     """Return an Accelerator; under ``accelerate launch`` it joins the other processes."""
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
@@ -48,7 +58,7 @@ def make_accelerator(precision: str) -> Accelerator:
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # Buffers are codebooks: already equal on every process, and updated in place during forward.
     handler = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision=precision, kwargs_handlers=[handler])
+    return Accelerator(mixed_precision=resolve_precision(precision), kwargs_handlers=[handler])
 
 
 class _Log:
@@ -143,7 +153,7 @@ def fit(
         print(
             f"training {summary}: device {accelerator.device}"
             f"{f' x {accelerator.num_processes}' if accelerator.num_processes > 1 else ''}, "
-            f"precision {config.precision.replace('no', 'fp32')}, "
+            f"precision {accelerator.mixed_precision.replace('no', 'fp32')}, "
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {resumed}{config.steps} steps of "
             f"{config.batch_size}, expected {(config.steps - step) * seconds / 60:.1f} min",
             flush=True,
@@ -217,7 +227,7 @@ def _update(
             accelerator.backward(loss / config.accumulate)
         logged.append({"loss": loss.detach(), **metrics})
     norm = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
-    if norm is not None and not torch.isfinite(norm) and config.precision != "fp16":
+    if norm is not None and not torch.isfinite(norm) and accelerator.mixed_precision != "fp16":
         optimizer.zero_grad()
         raise RunError(
             f"step {step}: loss {float(logged[-1]['loss']):.4g}, gradient norm {float(norm):.4g} is not finite; "

@@ -21,7 +21,12 @@ def test_the_tokenizer_overfits_one_batch():
         frames[row, 0, row : row + 6, 2 * (row % 4) : 2 * (row % 4) + 6] = torch.tensor([250, 40 * (row % 5), 90])
     clip = full_clip(Clip, frames, torch.zeros(8, 1, dtype=torch.int64))
     config = TokenizerConfig(
-        frame_size=(16, 16), downsample=4, width=16, num_blocks=1, quantizer=QuantizerConfig(num_codes=64, code_dim=8)
+        frame_size=(16, 16),
+        downsample=4,
+        width=16,
+        encoder_blocks=1,
+        decoder_blocks=1,
+        quantizer=QuantizerConfig(num_codes=64, code_dim=8),
     )
     model = Tokenizer(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -1,13 +1,10 @@
-"""Causality by brute force, cached = uncached, sampling against the model's own probabilities."""
+"""Causality by brute force, streaming = the full pass."""
 
-import numpy as np
 import pytest
 import torch
 
-from worldvq.config import DynamicsConfig, PriorConfig, SamplingConfig
+from worldvq.config import DynamicsConfig, PriorConfig
 from worldvq.models.dynamics import Dynamics
-from worldvq.models.prior import gumbel_noise, sample, truncate
-from worldvq.models.transformer import TransformerPrior
 from worldvq.types import ActionSpace
 
 SPACES = {
@@ -77,56 +74,3 @@ def test_streaming_with_the_ring_cache_equals_the_full_pass(kind):
         torch.testing.assert_close(one.context[:, 0], full.context[:, t], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(one.rewards[:, 0], full.rewards[:, t], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(one.termination[:, 0], full.termination[:, t], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("context_dim", [0, 5])
-@torch.no_grad()
-def test_drawing_token_by_token_sees_the_logits_of_the_full_pass(context_dim):
-    prior = TransformerPrior(CONFIG.prior, (3, 4), 7, context_dim).eval()
-    for parameter in prior.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    tokens = torch.randint(7, (2, 3, 4))
-    context = torch.randn(2, 3, 4, context_dim) if context_dim else None
-    full, cache = prior(tokens, context).flatten(1, 2), prior.start(2, context)
-    for index in range(12):
-        step = cache.step(tokens.flatten(1)[:, index - 1] if index else None, index)
-        torch.testing.assert_close(step, full[:, index], rtol=1e-4, atol=1e-5)
-
-
-def test_samples_follow_the_models_own_probabilities():
-    scipy_stats = pytest.importorskip("scipy.stats")
-    prior = TransformerPrior(CONFIG.prior, (1, 2), 3, 0).eval()
-    for parameter in prior.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    draws = 6000
-    drawn = sample(prior, draws, None, SamplingConfig(temperature=0.8), torch.Generator().manual_seed(1)).flatten(1)
-    pairs = torch.tensor([[[a, b]] for a in range(3) for b in range(3)])  # every grid there is
-    with torch.no_grad():
-        log = (prior(pairs) / 0.8).log_softmax(-1)  # (9, 1, 2, 3)
-    probability = log.gather(-1, pairs[..., None]).sum((1, 2, 3)).exp().double().numpy()
-    counts = np.bincount((drawn[:, 0] * 3 + drawn[:, 1]).numpy(), minlength=9)
-    assert probability.sum() == pytest.approx(1, abs=1e-5)
-    assert scipy_stats.chisquare(counts, probability / probability.sum() * draws).pvalue > 1e-3
-
-
-def test_truncation_keeps_what_it_says():
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
-    assert truncate(logits, SamplingConfig(top_k=2)).isfinite().tolist() == [[True, True, False, False]]
-    assert truncate(logits, SamplingConfig(top_p=0.75)).isfinite().tolist() == [[True, True, False, False]]
-    assert truncate(logits, SamplingConfig(top_p=0.1)).isfinite().tolist() == [[True, False, False, False]]
-    torch.testing.assert_close(truncate(logits, SamplingConfig(temperature=0.5)), logits * 2)
-
-
-def test_same_seed_same_sample_and_temperature_zero_is_greedy():
-    prior = TransformerPrior(CONFIG.prior, (2, 3), 7, 0).eval()
-    draw = [sample(prior, 4, None, SamplingConfig(), torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
-    assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2])
-    greedy = [sample(prior, 2, None, SamplingConfig(temperature=0), torch.Generator()) for _ in range(2)]
-    with torch.no_grad():
-        assert torch.equal(prior(greedy[0]).argmax(-1), greedy[1])
-
-
-def test_gumbel_noise_is_finite_and_has_the_right_mean():
-    noise = gumbel_noise((200_000,), torch.Generator().manual_seed(0))
-    assert noise.isfinite().all()
-    assert float(noise.mean()) == pytest.approx(0.5772, abs=0.02)

@@ -48,11 +48,12 @@ class ToyWorld:
         frames[..., 0][frames[..., 2] == 0] = 0
         return frames.unflatten(0, tokens.shape[:2])
 
-    def imagine_tokens(self, tokens, actions, seed=0, temperature=1.0, top_k=None, top_p=None):
+    def imagine_tokens(self, tokens, actions, seed=0, **sampling):
         steps = (actions[:, tokens.shape[1] - 1 :] - 1).cumsum(1)
         imagined = (tokens[:, -1:, 0, 0] + steps) % SIZE
         nothing = torch.zeros(imagined.shape)
-        return SimpleNamespace(tokens=imagined[..., None, None], rewards=nothing, termination=nothing)
+        passes = torch.full(imagined.shape, 3)
+        return SimpleNamespace(tokens=imagined[..., None, None], rewards=nothing, termination=nothing, passes=passes)
 
     def score(self, clip, context):
         into = slice(context - 1, -1)

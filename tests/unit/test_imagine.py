@@ -151,7 +151,11 @@ def test_a_missing_file_is_named(tmp_path):
 def save_world(folder, space=NAMED, size=SIZE):
     tokenizer = Tokenizer(
         TokenizerConfig(
-            frame_size=(size, size), width=4, num_blocks=0, quantizer=QuantizerConfig(num_codes=8, code_dim=4)
+            frame_size=(size, size),
+            width=8,
+            encoder_blocks=0,
+            decoder_blocks=0,
+            quantizer=QuantizerConfig(num_codes=8, code_dim=4),
         )
     )
     prior = PriorConfig(width=16, num_blocks=1, num_heads=2)

@@ -21,8 +21,9 @@ from worldvq.types import Clip
 SMALL = TokenizerConfig(
     frame_size=(16, 16),
     downsample=4,
-    width=4,
-    num_blocks=1,
+    width=8,
+    encoder_blocks=1,
+    decoder_blocks=1,
     quantizer=QuantizerConfig(num_codes=16, code_dim=4, revive_after=2),
 )
 
@@ -139,7 +140,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 def test_weights_of_another_model_are_refused(tmp_path):
     save_module(tmp_path / "a.safetensors", model())
-    other = Tokenizer(SMALL.model_copy(update={"width": 8}))
+    other = Tokenizer(SMALL.model_copy(update={"width": 16}))
     with pytest.raises(CorruptFileError, match="does not fit"):
         load_module(tmp_path / "a.safetensors", other)
     (tmp_path / "b.safetensors").write_bytes(b"nonsense")

@@ -25,7 +25,11 @@ FILES = ("tokenizer.safetensors", "dynamics.safetensors")
 def make_world(kind="discrete", num_blocks=2):
     torch.manual_seed(0)
     size = TokenizerConfig(
-        frame_size=(HEIGHT, WIDTH), width=4, num_blocks=1, quantizer=QuantizerConfig(num_codes=CODES, code_dim=4)
+        frame_size=(HEIGHT, WIDTH),
+        width=8,
+        encoder_blocks=1,
+        decoder_blocks=1,
+        quantizer=QuantizerConfig(num_codes=CODES, code_dim=4),
     )
     prior = PriorConfig(width=16, num_blocks=1, num_heads=2)
     config = DynamicsConfig(context_frames=WINDOW, width=16, num_blocks=num_blocks, num_heads=2, prior=prior)
@@ -81,7 +85,12 @@ def test_imagining_at_once_equals_stepping(kind):
     at_once = world.imagine(frames, actions, seed=1, temperature=0.7, top_k=5)
     dream = world.start(frames, actions[:, :1], seed=1, temperature=0.7, top_k=5)
     stepped = [dream.step(actions[:, index]) for index in range(1, 9)]
-    assert stepped[0].shape == (3, HEIGHT, WIDTH, 3) and torch.equal(torch.stack(stepped, 1), at_once)
+    assert stepped[0].shape == (3, HEIGHT, WIDTH, 3)
+    # Pixels may round differently when more frames are decoded at once; tokens may not.
+    assert (torch.stack(stepped, 1).int() - at_once.int()).abs().max() <= 1
+    tokens = world.imagine_tokens(world.tokenize(frames), actions, seed=1, temperature=0.7, top_k=5).tokens
+    dream = world.start(frames, actions[:, :1], seed=1, temperature=0.7, top_k=5)
+    assert torch.equal(torch.stack([dream.step_tokens(actions[:, index])[0] for index in range(1, 9)], 1), tokens)
 
 
 def test_temperature_zero_depends_on_no_seed_and_no_neighbour(world):

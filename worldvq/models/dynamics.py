@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldvq.config import DynamicsConfig
+from worldvq.config import DynamicsConfig, PriorConfig
+from worldvq.models.pixelcnn import PixelCNN
+from worldvq.models.prior import Prior
 from worldvq.models.transformer import TransformerPrior
-from worldvq.nn.attention import Attention, FeedForward, RingCache, grid_angles, rotary_angles
+from worldvq.nn.attention import Attention, FeedForward, RingCache, grid_angles, ring_ages, rotary_angles
 from worldvq.types import ActionSpace
 
 
@@ -18,11 +20,13 @@ class Prediction(NamedTuple):
 
     Attributes:
         logits: (B, T - 1, h, w, K) of the tokens of frames 1 … T - 1, each given the true past.
+        forecast: (B, T - 1, h, w, K) likewise, of every token alone: without the tokens before it in its frame.
         rewards: (B, T) predicted reward of the transition out of each frame, in symlog units.
         termination: (B, T) logit that this transition ends the task.
     """
 
     logits: Tensor
+    forecast: Tensor
     rewards: Tensor
     termination: Tensor
 
@@ -74,13 +78,17 @@ class SpaceTimeBlock(nn.Module):
 
 
 class DynamicsState:
-    """The last ``context_frames`` frames as the network remembers them; grows no further."""
+    """The last ``context_frames`` frames as the network remembers them; grows no further.
+
+    Attributes:
+        step: (1,) int64, frames observed so far.
+    """
 
     def __init__(self, dynamics: Dynamics, batch: int, like: Tensor):
         rows = batch * dynamics.grid[0] * dynamics.grid[1]
-        size = dynamics.config.context_frames
-        self.caches = [RingCache(rows, block.time, size, like) for block in dynamics.blocks]  # type: ignore[arg-type]
-        self.step = 0
+        self.size = dynamics.config.context_frames
+        self.caches = [RingCache(rows, block.time, self.size, like) for block in dynamics.blocks]
+        self.step = torch.zeros(1, dtype=torch.int64, device=like.device)
 
 
 class Dynamics(nn.Module):
@@ -100,7 +108,8 @@ class Dynamics(nn.Module):
             SpaceTimeBlock(width, config.num_heads) for _ in range(config.num_blocks)
         )
         self.norm = nn.LayerNorm(width)
-        self.prior = TransformerPrior(config.prior, grid, num_codes, context_dim=width)
+        self.prior = make_prior(config.prior, grid, num_codes, context_dim=width)
+        self.forecast = nn.Linear(width, num_codes)
         # Per position first, then pooled: an object about to be touched fills only part of the frame.
         self.outcome = nn.Sequential(nn.Linear(width, width), nn.ReLU())
         self.outcome_heads = nn.Linear(width, 2)
@@ -132,8 +141,9 @@ class Dynamics(nn.Module):
         """
         output = self.context(tokens, actions)
         batch, steps = tokens.shape[:2]
-        logits = self.prior(tokens[:, 1:].flatten(0, 1), output.context[:, :-1].flatten(0, 1))
-        return Prediction(logits.unflatten(0, (batch, steps - 1)), output.rewards, output.termination)
+        context = output.context[:, :-1]  # (B, T-1, h, w, D)
+        logits = self.prior(tokens[:, 1:].flatten(0, 1), context.flatten(0, 1)).unflatten(0, (batch, steps - 1))
+        return Prediction(logits, self.forecast(context), output.rewards, output.termination)
 
     def context(self, tokens: Tensor, actions: Tensor) -> DynamicsOutput:
         """Run the context network over whole clips in parallel.
@@ -179,12 +189,22 @@ class Dynamics(nn.Module):
             As :meth:`context`, with T = 1.
         """
         x = self._inputs(tokens[:, None], actions[:, None])[:, 0]  # (B, N, W)
+        ages, slot = ring_ages(state.step, state.size)
+        angles = rotary_angles(-ages[:, None].float(), self.blocks[0].time.head_dim)
+        cos, sin, filled = angles.cos(), angles.sin(), (ages <= state.step)[None]
         for block, cache in zip(self.blocks, state.caches, strict=True):
             x = x + block.space(x, self.cos, self.sin)
-            x = x + cache.attend(block.time, x.reshape(-1, 1, x.shape[-1]), state.step).view_as(x)
+            rows = x.reshape(-1, 1, x.shape[-1])  # (B N, 1, W)
+            x = x + cache.attend(block.time, rows, slot, cos, sin, filled).view_as(x)
             x = x + block.feed_forward(x)
         state.step += 1
         return self._output(x[:, None])
+
+
+def make_prior(config: PriorConfig, grid: tuple[int, int], num_codes: int, context_dim: int = 0) -> Prior:
+    """Return the prior of a config, with random weights."""
+    kinds: dict[str, type[Prior]] = {"transformer": TransformerPrior, "pixelcnn": PixelCNN}
+    return kinds[config.kind](config, grid, num_codes, context_dim)  # type: ignore[call-arg]
 
 
 def _initialize(dynamics: Dynamics) -> None:

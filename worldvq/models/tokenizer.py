@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from worldvq.config import TokenizerConfig
-from worldvq.nn.conv import ResidualBlock, down, up
-from worldvq.nn.quantizer import VectorQuantizer
+from worldvq.nn.conv import Convolution, ResidualBlock, down, up
+from worldvq.nn.quantizer import make_quantizer
 
 
 class Reconstruction(NamedTuple):
@@ -19,49 +19,50 @@ class Reconstruction(NamedTuple):
     Attributes:
         frames: (B, 3, H, W) in about [-1, 1].
         tokens: (B, h, w) int64.
-        commitment_loss: Scalar, without its weight beta.
+        quantizer_loss: Scalar to be added to the reconstruction error; its weights are in it.
     """
 
     frames: Tensor
     tokens: Tensor
-    commitment_loss: Tensor
+    quantizer_loss: Tensor
 
 
-def _stage_widths(config: TokenizerConfig) -> list[int]:
-    """Channels after each halving: width, 2 width, 4 width, 4 width."""
-    num_stages = config.downsample.bit_length() - 1
-    return [min(config.width * 2**stage, config.width * 4) for stage in range(num_stages)]
+PATCH = 4
+"""Pixels along each side of what the first layer sees and the last one writes."""
 
 
 class Tokenizer(nn.Module):
-    """Encoder, quantizer and decoder."""
+    """Encoder, quantizer and decoder; nearly all of the work is done at token resolution, where it is cheapest.
+
+    The decoder is the deeper one: what a token looks like is harder to say than which one it is.
+    """
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.config = config
-        widths = _stage_widths(config)
+        num_halvings = (config.downsample // PATCH).bit_length() - 1
+        widths = [config.width // 2**level for level in range(num_halvings, -1, -1)]  # from a patch to a token
         dim = config.quantizer.code_dim
-        stem: list[nn.Module] = [down(3, widths[0])]
+        stem: list[nn.Module] = [down(3, widths[0], PATCH)]
         for before, after in itertools.pairwise(widths):
-            stem += [nn.ReLU(), down(before, after)]
+            stem += [nn.ReLU(), down(before, after, 2)]
         self.encoder = nn.Sequential(
             *stem,
-            *(ResidualBlock(widths[-1]) for _ in range(config.num_blocks)),
+            *(ResidualBlock(config.width) for _ in range(config.encoder_blocks)),
             nn.ReLU(),
-            nn.Conv2d(widths[-1], dim, 1),
+            Convolution(config.width, dim, 1),
         )
-        self.quantizer = VectorQuantizer(config.quantizer)
+        self.quantizer = make_quantizer(config.quantizer)
         head: list[nn.Module] = []
-        for before, after in zip(widths[::-1], widths[-2::-1], strict=False):
-            head += [nn.ReLU(), up(before, after)]
+        for before, after in itertools.pairwise(widths[::-1]):
+            head += [nn.ReLU(), up(before, after, 2)]
         self.decoder = nn.Sequential(
-            nn.Conv2d(dim, widths[-1], 3, padding=1),
-            *(ResidualBlock(widths[-1]) for _ in range(config.num_blocks)),
+            Convolution(dim, config.width, 3),
+            *(ResidualBlock(config.width) for _ in range(config.decoder_blocks)),
             *head,
             nn.ReLU(),
-            up(widths[0], 3),
+            up(widths[0], 3, PATCH, size=3),
         )
-        self.to(memory_format=torch.channels_last)  # convolutions are faster so, on CPU and GPU  # type: ignore[call-overload]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -77,7 +78,7 @@ class Tokenizer(nn.Module):
         """Reconstruct frames (B, 3, H, W) in [-1, 1]; in training mode the codebook moves."""
         z_e = self.encoder(frames.contiguous(memory_format=torch.channels_last))  # (B, D, h, w)
         quantized = self.quantizer(z_e)
-        return Reconstruction(self.decoder(quantized.z_q), quantized.tokens, quantized.commitment_loss)
+        return Reconstruction(self.decoder(quantized.z_q), quantized.tokens, quantized.loss)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Return the tokens (N, h, w) int64 of frames (N, 3, H, W) in [-1, 1]."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from worldvq.config import PriorConfig
-from worldvq.models.prior import Prior, StepCache
+from worldvq.models.prior import GridCache, Prior
 from worldvq.nn.attention import Attention, FeedForward, PrefixCache, grid_angles
 
 
@@ -51,25 +51,31 @@ class TransformerPrior(Prior):
             x = x + feed_forward(x)
         return self.head(x).unflatten(1, self.grid)
 
-    def start(self, batch: int, context: Tensor | None = None) -> StepCache:
+    def start(self, batch: int, context: Tensor | None = None) -> GridCache:
         """Return an empty key-value cache; see :meth:`Prior.start`."""
-        return _TransformerStep(self, batch, self._conditioning(context))
+        return _TransformerCache(self, batch, self._conditioning(context))
 
 
-class _TransformerStep:
+class _TransformerCache:
     def __init__(self, prior: TransformerPrior, batch: int, conditioning: Tensor):
         self.prior = prior
-        self.batch = batch
-        self.conditioning = conditioning
+        self.device = conditioning.device
         length = prior.grid[0] * prior.grid[1]
+        self.conditioning = conditioning.expand(batch, -1, -1)  # (B, N, width)
         self.caches = [PrefixCache(batch, layer, length, conditioning) for layer in prior.attentions]  # type: ignore[arg-type]
 
-    def step(self, previous: Tensor | None, index: int) -> Tensor:
+    def logits(self, tokens: Tensor, first: int, last: int) -> Tensor:
         prior = self.prior
-        before = prior.begin.expand(self.batch, -1) if previous is None else prior.embed(previous)  # (B, width)
-        x = before[:, None] + self.conditioning[:, index : index + 1]  # (B, 1, width)
-        cos, sin = prior.cos[index : index + 1], prior.sin[index : index + 1]
+        before = prior.embed(tokens[:, max(first - 1, 0) : last - 1])  # the input of a position is the token before it
+        if first == 0:
+            before = torch.cat([prior.begin.expand(len(tokens), 1, -1).to(before.dtype), before], dim=1)
+        x = before + self.conditioning[:, first:last]  # (B, n, width)
         for cache, attention, feed_forward in zip(self.caches, prior.attentions, prior.feed_forwards, strict=True):
-            x = x + cache.attend(attention, x, index, cos, sin)  # type: ignore[arg-type]
+            x = x + cache.attend(attention, x, first, prior.cos, prior.sin, prior.causal)  # type: ignore[arg-type]
             x = x + feed_forward(x)
-        return prior.head(x)[:, 0]
+        return prior.head(x)
+
+    def keep(self, rows: Tensor) -> None:
+        self.conditioning = self.conditioning[rows]
+        for cache in self.caches:
+            cache.keep(rows)

@@ -17,7 +17,8 @@ from worldvq.config import DynamicsConfig, SamplingConfig, TokenizerConfig, buil
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.losses import symexp
 from worldvq.models.dynamics import Dynamics
-from worldvq.models.prior import sample
+from worldvq.models.sampling import Pace
+from worldvq.models.session import Session, Steps, make_steps
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.types import ActionSpace, TokenClip, frames_from_model, frames_to_model
 
@@ -31,11 +32,13 @@ class Imagined(NamedTuple):
         tokens: (B, N, h, w) int64.
         rewards: (B, N) predicted reward of the transition into each imagined frame.
         termination: (B, N) probability that this transition ended the task.
+        passes: (B, N) passes through the prior that each frame took; h*w where it was drawn token by token.
     """
 
     tokens: Tensor
     rewards: Tensor
     termination: Tensor
+    passes: Tensor
 
 
 class Scores(NamedTuple):
@@ -125,6 +128,18 @@ class WorldModel:
         self.meta = meta
         self.action_space = dynamics.action_space
         self.device = next(dynamics.parameters()).device
+        self._paces: dict[tuple[int, bool], Pace] = {}
+        self._steps: dict[bool, Steps] = {}
+
+    def pace(self, batch: int, compiled: bool) -> Pace:
+        """Return what was measured so far of drawing ``batch`` rows."""
+        return self._paces.setdefault((batch, compiled), Pace())
+
+    def steps(self, compiled: bool) -> Steps:
+        """Return the steps of a dream, compiled at most once."""
+        if compiled not in self._steps:
+            self._steps[compiled] = make_steps(self.tokenizer, self.dynamics, compiled)
+        return self._steps[compiled]
 
     def sampling_with(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return how the config that it was trained with has it sampled, but for what is given and not None."""
@@ -217,9 +232,7 @@ class WorldModel:
         frames: Tensor,
         actions: Tensor,
         seed: int = 0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        **sampling: Any,
     ) -> Tensor:
         """Imagine what follows C frames under given actions.
 
@@ -227,9 +240,9 @@ class WorldModel:
             frames: (B, C, H, W, 3) uint8, the context.
             actions: (B, C - 1 + N, ...): those between the context frames, then those of the imagined steps.
             seed: Same seed, same video.
-            temperature: 0 takes the most probable token each time.
-            top_k: Draw from the k most probable tokens only.
-            top_p: Draw from the most probable tokens that hold this much probability.
+            **sampling: Fields of :class:`~worldvq.config.SamplingConfig`: ``temperature`` (0 takes the most probable
+                token each time), ``top_k``, ``top_p``, ``method`` (``predictive`` and ``sequential`` draw the same,
+                ``auto`` measures which is faster), ``compile``.
 
         Returns:
             (B, N, H, W, 3) uint8.
@@ -237,7 +250,7 @@ class WorldModel:
         Raises:
             UsageError: Frames or actions do not fit this world.
         """
-        imagined = self.imagine_tokens(self.tokenize(frames), actions, seed, temperature, top_k, top_p)
+        imagined = self.imagine_tokens(self.tokenize(frames), actions, seed, **sampling)
         return self.render(imagined.tokens)
 
     @torch.no_grad()
@@ -246,15 +259,12 @@ class WorldModel:
         tokens: Tensor,
         actions: Tensor,
         seed: int = 0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        **sampling: Any,
     ) -> Imagined:
         """As :meth:`imagine`, from tokens (B, C, h, w) to tokens, rewards and terminations."""
         context = tokens.shape[1]
         self._check_actions(actions, tokens.shape[0], context)
-        sampling = build(SamplingConfig, {"temperature": temperature, "top_k": top_k, "top_p": top_p}, "sampling")
-        session = Session(self, tokens, actions[:, : context - 1], seed, sampling)
+        session = Session(self, tokens, actions[:, : context - 1], seed, build(SamplingConfig, sampling, "sampling"))
         steps = [session.step_tokens(actions[:, index]) for index in range(context - 1, actions.shape[1])]
         return Imagined(*(torch.stack(column, dim=1) for column in zip(*steps, strict=True)))
 
@@ -263,9 +273,7 @@ class WorldModel:
         frames: Tensor,
         actions: Tensor,
         seed: int = 0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        **sampling: Any,
     ) -> Session:
         """Start a dream that is stepped action by action.
 
@@ -273,12 +281,9 @@ class WorldModel:
             frames: (B, C, H, W, 3) uint8, the context.
             actions: (B, C - 1, ...), those between the context frames.
             seed: See :meth:`imagine`, likewise the rest.
-            temperature: See :meth:`imagine`.
-            top_k: See :meth:`imagine`.
-            top_p: See :meth:`imagine`.
+            **sampling: See :meth:`imagine`.
         """
-        sampling = build(SamplingConfig, {"temperature": temperature, "top_k": top_k, "top_p": top_p}, "sampling")
-        return Session(self, self.tokenize(frames), actions, seed, sampling)
+        return Session(self, self.tokenize(frames), actions, seed, build(SamplingConfig, sampling, "sampling"))
 
     @torch.no_grad()
     def score(self, clip: TokenClip, context: int) -> Scores:
@@ -318,40 +323,3 @@ class WorldModel:
         wrong = (actions < 0) | (actions >= nvec)
         if wrong.any():
             raise UsageError(f"the action {actions[wrong][0].item()} is none of this world's choices {space.nvec}")
-
-
-class Session:
-    """A dream in progress: B worlds that take one action at a time, for as long as you like."""
-
-    def __init__(self, world: WorldModel, tokens: Tensor, actions: Tensor, seed: int, sampling: SamplingConfig):
-        if actions.shape[1] != tokens.shape[1] - 1:
-            raise UsageError(
-                f"{tokens.shape[1]} context frames have {tokens.shape[1] - 1} actions between them, "
-                f"got {actions.shape[1]}"
-            )
-        self.world = world
-        self.sampling = sampling
-        self.generator = torch.Generator().manual_seed(seed)
-        self.state = world.dynamics.start(len(tokens))
-        tokens, actions = tokens.to(world.device), actions.to(world.device)
-        self.tokens = tokens[:, -1]  # (B, h, w) of the newest frame
-        with torch.no_grad():
-            for index in range(actions.shape[1]):
-                world.check_step(actions[:, index], len(tokens))
-                world.dynamics.observe(tokens[:, index], actions[:, index], self.state)
-
-    @torch.no_grad()
-    def step_tokens(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Take actions (B, ...); returns tokens (B, h, w), rewards (B,) and termination probabilities (B,)."""
-        dynamics = self.world.dynamics
-        self.world.check_step(actions, len(self.tokens))
-        output = dynamics.observe(self.tokens, actions.to(self.world.device), self.state)
-        context = output.context[:, 0]  # (B, h, w, D)
-        self.tokens = sample(dynamics.prior, len(context), context, self.sampling, self.generator)
-        rewards = symexp(output.rewards[:, 0].float())
-        return self.tokens.cpu(), rewards.cpu(), output.termination[:, 0].float().sigmoid().cpu()
-
-    def step(self, actions: Tensor) -> Tensor:
-        """Take actions (B, ...); returns the next frames (B, H, W, 3) uint8."""
-        tokens, _, _ = self.step_tokens(actions)
-        return self.world.render(tokens[:, None])[:, 0]

@@ -1,21 +1,41 @@
-"""Convolutional parts: residual blocks and resampling by space-to-depth."""
+"""Convolutional parts: convolutions whose kernels are matrices, and residual blocks. Images are (B, C, H, W)."""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Convolution(nn.Module):
+    """Convolution of stride 1 that keeps the size; its kernel is a matrix (out, size * size * in).
+
+    As a matrix Muon can orthogonalise its updates, and reshaped it is laid out channels-last.
+    """
+
+    def __init__(self, in_width: int, out_width: int, size: int):
+        super().__init__()
+        self.size = size
+        fan_in = size * size * in_width
+        self.weight = nn.Parameter(torch.randn(out_width, fan_in) / fan_in**0.5)
+        self.bias = nn.Parameter(torch.zeros(out_width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x (B, in, H, W) to (B, out, H, W)."""
+        kernel = self.weight.unflatten(1, (self.size, self.size, -1)).permute(0, 3, 1, 2)  # (out, in, size, size)
+        return F.conv2d(x, kernel, self.bias, padding=self.size // 2)
+
+
 class ResidualBlock(nn.Module):
-    """Pre-activation residual block: norm, 3x3, ReLU, 1x1. Shape (B, C, H, W) in and out."""
+    """Residual block: ReLU, 3x3, ReLU, 1x1, as in the VQ-VAE paper. Shape (B, C, H, W) in and out."""
 
     def __init__(self, width: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.GroupNorm(min(8, width), width),
             nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            Convolution(width, width, 3),
             nn.ReLU(),
-            nn.Conv2d(width, width, 1),
+            Convolution(width, width, 1),
         )
         nn.init.zeros_(self.body[-1].weight)  # type: ignore[arg-type]
 
@@ -24,11 +44,11 @@ class ResidualBlock(nn.Module):
         return x + self.body(x)
 
 
-def down(in_width: int, out_width: int) -> nn.Conv2d:
-    """Halve the resolution: (B, in, H, W) to (B, out, H/2, W/2)."""
-    return nn.Conv2d(in_width, out_width, 4, stride=2, padding=1)
+def down(in_width: int, out_width: int, factor: int) -> nn.Sequential:
+    """Lower the resolution: (B, in, H, W) to (B, out, H/factor, W/factor), a matrix for every patch."""
+    return nn.Sequential(nn.PixelUnshuffle(factor), Convolution(factor * factor * in_width, out_width, 1))
 
 
-def up(in_width: int, out_width: int) -> nn.Sequential:
-    """Double the resolution: 3x3 convolution, then depth to space (Shi et al. 2016): no checkerboard, cheap."""
-    return nn.Sequential(nn.Conv2d(in_width, 4 * out_width, 3, padding=1), nn.PixelShuffle(2))
+def up(in_width: int, out_width: int, factor: int, size: int = 1) -> nn.Sequential:
+    """Raise the resolution: convolve, then depth to space (Shi et al. 2016): no checkerboard, cheap."""
+    return nn.Sequential(Convolution(in_width, factor * factor * out_width, size), nn.PixelShuffle(factor))

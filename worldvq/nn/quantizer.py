@@ -1,59 +1,99 @@
-"""Vector quantization with an EMA codebook (van den Oord et al. 2017, eq. 1-3 and appendix A.1)."""
+"""Quantizers: encoder outputs become codes of a codebook. One contract, three ways to get the codes."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldvq.config import QuantizerConfig
+from worldvq.nn.codebook import (
+    count_and_sum,
+    draw_rows,
+    full_precision,
+    k_means,
+    nearest_code,
+    rotation,
+    straight_through,
+)
+
+KMEANS_ITERATIONS = 10
 
 
 class Quantized(NamedTuple):
     """What a quantizer returns.
 
     Attributes:
-        z_q: (B, D, h, w) the nearest codes; gradients pass straight through to ``z_e`` (eq. 2 and section 3.2).
-        tokens: (B, h, w) int64 indices of the nearest codes.
-        commitment_loss: Scalar, mean squared distance of ``z_e`` to its fixed code: third term of eq. 3, without beta.
+        z_q: (B, D, h, w) float32 codes, with a gradient for ``z_e``.
+        tokens: (B, h, w) int64 indices of the codes.
+        loss: Scalar to be added to the reconstruction error; its weights are in it.
     """
 
     z_q: Tensor
     tokens: Tensor
-    commitment_loss: Tensor
+    loss: Tensor
 
 
-def _sum_over_processes(value: Tensor) -> Tensor:
-    if dist.is_initialized():
-        dist.all_reduce(value)
-    return value
+class Quantizer(nn.Module, ABC):
+    """The contract: a codebook (num_codes, code_dim), and the way to it and back.
 
-
-class VectorQuantizer(nn.Module):
-    """Nearest-code quantizer whose codebook follows the encoder by exponential moving averages.
-
-    All state lives in fp32 buffers that are updated in place, so a checkpoint holds everything and every
-    process of a distributed run holds the same: the statistics are summed over processes before use.
+    Whatever the precision of the model around it, a quantizer computes in float32.
     """
 
     codebook: Tensor
-    ema_count: Tensor
-    ema_sum: Tensor
+
+    @abstractmethod
+    def nearest(self, z_e: Tensor) -> Tensor:
+        """Return the tokens (...) int64 of encoder outputs (..., D)."""
+
+    def lookup(self, tokens: Tensor) -> Tensor:
+        """Return the codes (B, D, h, w) of tokens (B, h, w)."""
+        return F.embedding(tokens, self.codebook).permute(0, 3, 1, 2)
+
+    @abstractmethod
+    def forward(self, z_e: Tensor) -> Quantized:
+        """Quantize encoder outputs (B, D, h, w); in training mode, a learned codebook may move."""
+
+
+def make_quantizer(config: QuantizerConfig) -> Quantizer:
+    """Return the quantizer of a config."""
+    kinds = {"ema": EMAQuantizer, "sgd": SGDQuantizer, "fsq": FiniteScalarQuantizer}
+    return kinds[config.kind](config)
+
+
+class VectorQuantizer(Quantizer):
+    """The nearest of learned codes (van den Oord et al. 2017, eq. 1-3); how they are learned is up to subclasses.
+
+    All state is float32, in buffers or parameters that are updated in place, so a checkpoint holds everything and
+    every process of a distributed run holds the same: statistics are summed over processes before use.
+
+    With ``cosine`` encoder outputs and codes have unit length, so that the nearest code is the one at the smallest
+    angle (Yu et al. 2022, section 3.1).
+    """
+
     unused_steps: Tensor
     initialized: Tensor
 
     def __init__(self, config: QuantizerConfig):
         super().__init__()
         self.config = config
-        size, dim = config.num_codes, config.code_dim
-        self.register_buffer("codebook", torch.randn(size, dim) / dim**0.5)
-        self.register_buffer("ema_count", torch.zeros(size))
-        self.register_buffer("ema_sum", torch.zeros(size, dim))
-        self.register_buffer("unused_steps", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("unused_steps", torch.zeros(config.num_codes, dtype=torch.int64))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        self._seen_initialized = False  # spares a look at the device every step; the buffer is what counts
+
+    def _unit(self, x: Tensor) -> Tensor:
+        """Vectors (..., D) at unit length where angles decide, else as they are."""
+        return F.normalize(x, dim=-1) if self.config.cosine else x
+
+    def _random_codes(self) -> Tensor:
+        """Codes (K, D) before the first batch."""
+        return self._unit(torch.randn(self.config.num_codes, self.config.code_dim) / self.config.code_dim**0.5)
+
+    def _nearest(self, z: Tensor) -> Tensor:
+        return nearest_code(z.reshape(-1, z.shape[-1]), self.codebook.detach()).view(z.shape[:-1])
 
     def nearest(self, z_e: Tensor) -> Tensor:
         """Return the index of the nearest code (eq. 1).
@@ -64,71 +104,174 @@ class VectorQuantizer(nn.Module):
         Returns:
             (...) int64; of equally near codes, the first.
         """
-        flat = z_e.float().reshape(-1, z_e.shape[-1])  # (N, D)
-        # |z - e|^2 without |z|^2, which is the same for every code.
-        distance = torch.addmm(self.codebook.square().sum(1), flat, self.codebook.T, alpha=-2.0)  # (N, K)
-        return distance.argmin(1).view(z_e.shape[:-1])
-
-    def lookup(self, tokens: Tensor) -> Tensor:
-        """Return the codes (B, D, h, w) of tokens (B, h, w)."""
-        return F.embedding(tokens, self.codebook).permute(0, 3, 1, 2)
+        with full_precision(z_e):
+            return self._nearest(self._unit(z_e.detach().float()))
 
     def forward(self, z_e: Tensor) -> Quantized:
-        """Quantize encoder outputs (B, D, h, w); in training mode, also move the codebook."""
-        z = z_e.permute(0, 2, 3, 1)  # (B, h, w, D)
-        flat = z.detach().float().reshape(-1, z.shape[-1])  # (N, D)
-        fresh = self._candidates(flat) if self.training else None
-        if fresh is not None:
-            self._initialize(fresh)
-        tokens = self.nearest(z.detach())  # (B, h, w)
-        z_q = self.lookup(tokens)  # (B, D, h, w); codes before this step's update, as in the paper
-        commitment = F.mse_loss(z_e.float(), z_q)
-        straight_through = z_e + (z_q - z_e).detach()
-        if fresh is not None:
-            self._update(flat, tokens.reshape(-1), fresh)
-        return Quantized(straight_through, tokens, commitment)
+        """Quantize encoder outputs (B, D, h, w); in training mode, also start, move and revive codes."""
+        with full_precision(z_e):
+            z = self._unit(z_e.float().permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, D, h, w)
+            last = z.detach().permute(0, 2, 3, 1)  # (B, h, w, D)
+            rows = last.reshape(-1, last.shape[-1])  # (N, D)
+            # Drawn every step, needed or not: no process then waits to learn whether they are.
+            fresh = draw_rows(rows, self.config.num_codes) if self.training else None  # (K, D)
+            if fresh is not None:
+                self._initialize(rows, fresh)
+            tokens = self._nearest(last)  # (B, h, w)
+            z_q = self.lookup(tokens)  # (B, D, h, w); codes before this step's update, as in the paper
+            loss = self._loss(z, z_q)
+            passed = (rotation if self.config.gradient == "rotation" else straight_through)(z, z_q.detach())
+            if fresh is not None:
+                self._learn(rows, tokens.reshape(-1), fresh)
+            return Quantized(passed, tokens, loss)
 
     @torch.no_grad()
-    def _candidates(self, flat: Tensor) -> Tensor:
-        """Draw K encoder outputs (K, D) of the global batch, the same on every process.
-
-        Drawn every step, needed or not: no process then waits to learn whether one is. Relies on equal seeds of
-        torch's CPU generator on all processes, and on equal shares of the batch in order of rank.
-        """
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        picks = torch.randint(len(flat) * world, (self.config.num_codes,)).to(flat.device) - rank * len(flat)
-        mine = (picks >= 0) & (picks < len(flat))
-        return _sum_over_processes(flat[picks.clamp(0, len(flat) - 1)] * mine[:, None])
-
-    @torch.no_grad()
-    def _initialize(self, fresh: Tensor) -> None:
-        """Start from encoder outputs of the first batch: of random codes most would never be nearest."""
-        for buffer, value in (
-            (self.codebook, fresh),
-            (self.ema_sum, fresh),
-            (self.ema_count, torch.ones_like(self.ema_count)),
-        ):
-            buffer.copy_(torch.where(self.initialized, buffer, value))
+    def _initialize(self, rows: Tensor, fresh: Tensor) -> None:
+        """Start from encoder outputs of the first batch, or their k-means: random codes would mostly stay unused."""
+        if self.config.initialize == "kmeans" and not self._seen_initialized:
+            if not self.initialized:
+                fresh = k_means(rows, fresh, KMEANS_ITERATIONS, self.config.cosine)
+            self._seen_initialized = True
+        self._replace((~self.initialized).expand(len(fresh)), fresh)
         self.initialized.fill_(True)
 
+    def _revive(self, count: Tensor, fresh: Tensor) -> None:
+        """Replace codes that nothing was nearest to for ``revive_after`` steps; ``count`` (K,) is this step's use."""
+        self.unused_steps.add_(1).masked_fill_(count > 0, 0)
+        dead = self.unused_steps >= self.config.revive_after  # (K,)
+        self._replace(dead, fresh)
+        self.unused_steps.masked_fill_(dead, 0)
+
+    @abstractmethod
+    def _replace(self, which: Tensor, codes: Tensor) -> None:
+        """Put codes (K, D) where ``which`` (K,) is true."""
+
+    @abstractmethod
+    def _loss(self, z: Tensor, z_q: Tensor) -> Tensor:
+        """Second and third term of eq. 3, weighted."""
+
+    @abstractmethod
+    def _learn(self, rows: Tensor, tokens: Tensor, fresh: Tensor) -> None:
+        """Update what is not learned by gradients from rows (N, D) and their tokens (N,)."""
+
+
+class EMAQuantizer(VectorQuantizer):
+    """Codes that follow the encoder by exponential moving averages (van den Oord et al. 2017, appendix A.1)."""
+
+    ema_count: Tensor
+    ema_sum: Tensor
+
+    def __init__(self, config: QuantizerConfig):
+        super().__init__(config)
+        self.register_buffer("codebook", self._random_codes())
+        self.register_buffer("ema_count", torch.zeros(config.num_codes))
+        self.register_buffer("ema_sum", torch.zeros(config.num_codes, config.code_dim))
+
+    def _loss(self, z: Tensor, z_q: Tensor) -> Tensor:
+        return self.config.commitment_cost * F.mse_loss(z, z_q)
+
+    def _replace(self, which: Tensor, codes: Tensor) -> None:
+        weight = torch.where(self.initialized, self.ema_count.mean(), 1.0)
+        self.codebook.copy_(torch.where(which[:, None], codes, self.codebook))
+        self.ema_sum.copy_(torch.where(which[:, None], codes * weight, self.ema_sum))
+        self.ema_count.copy_(torch.where(which, weight, self.ema_count))
+
     @torch.no_grad()
-    def _update(self, flat: Tensor, tokens: Tensor, fresh: Tensor) -> None:
-        """Appendix A.1: N <- gamma N + (1 - gamma) n, m <- gamma m + (1 - gamma) sum z, e = m / N."""
-        size, dim = self.codebook.shape
-        count = torch.zeros(size, device=flat.device).index_add_(0, tokens, torch.ones_like(flat[:, 0]))
-        total = torch.zeros(size, dim, device=flat.device).index_add_(0, tokens, flat)
-        both = _sum_over_processes(torch.cat([count[:, None], total], dim=1))
-        count, total = both[:, 0], both[:, 1:]
+    def _learn(self, rows: Tensor, tokens: Tensor, fresh: Tensor) -> None:
+        """N <- gamma N + (1 - gamma) n, m <- gamma m + (1 - gamma) sum z, e = m / N."""
+        count, total = count_and_sum(rows, tokens, self.config.num_codes)
         self.ema_count.lerp_(count, 1 - self.config.decay)
         self.ema_sum.lerp_(total, 1 - self.config.decay)
         # Laplace smoothing keeps a code that is rarely used where it is instead of dividing by nearly nothing.
         weight = self.ema_count.sum()
-        smoothed = (self.ema_count + 1e-5) / (weight + size * 1e-5) * weight
-        self.codebook.copy_(self.ema_sum / smoothed.clamp_min(1e-8)[:, None])
-        self.unused_steps.add_(1).masked_fill_(count > 0, 0)
-        dead = self.unused_steps >= self.config.revive_after  # (K,)
-        one = self.ema_count.mean()
-        self.codebook.copy_(torch.where(dead[:, None], fresh, self.codebook))
-        self.ema_sum.copy_(torch.where(dead[:, None], fresh * one, self.ema_sum))
-        self.ema_count.copy_(torch.where(dead, one, self.ema_count))
-        self.unused_steps.masked_fill_(dead, 0)
+        smoothed = (self.ema_count + 1e-5) / (weight + self.config.num_codes * 1e-5) * weight
+        self.codebook.copy_(self._unit(self.ema_sum / smoothed.clamp_min(1e-8)[:, None]))
+        self._revive(count, fresh)
+
+
+class SGDQuantizer(VectorQuantizer):
+    """Codes learned by the gradient of the codebook loss (van den Oord et al. 2017, eq. 3).
+
+    They are the weight of an ``nn.Embedding``, which optimizers spare from weight decay. The optimizer keeps its
+    moments of a code that is revived: without a gradient for ``revive_after`` steps, little is left of them.
+    """
+
+    def __init__(self, config: QuantizerConfig):
+        super().__init__(config)
+        self.table = nn.Embedding.from_pretrained(self._random_codes(), freeze=False)
+
+    @property
+    def codebook(self) -> Tensor:  # type: ignore[override]
+        """The codes (K, D), of unit length where angles decide: the optimizer's steps leave the sphere."""
+        return self._unit(self.table.weight)
+
+    def lookup(self, tokens: Tensor) -> Tensor:
+        """Return the codes (B, D, h, w) of tokens (B, h, w)."""
+        # Not by way of `codebook`: its backward pass would need the table as it was, and _replace writes into it.
+        return self._unit(self.table(tokens)).permute(0, 3, 1, 2)
+
+    def _loss(self, z: Tensor, z_q: Tensor) -> Tensor:
+        return F.mse_loss(z_q, z.detach()) + self.config.commitment_cost * F.mse_loss(z, z_q.detach())
+
+    def _replace(self, which: Tensor, codes: Tensor) -> None:
+        self.table.weight.copy_(torch.where(which[:, None], codes, self.table.weight))
+
+    @torch.no_grad()
+    def _learn(self, rows: Tensor, tokens: Tensor, fresh: Tensor) -> None:
+        self._revive(count_and_sum(rows, tokens, self.config.num_codes)[0], fresh)
+
+
+class FiniteScalarQuantizer(Quantizer):
+    """Each dimension is bounded and rounded to one of a few levels (Mentzer et al. 2023); nothing is learned.
+
+    Codes lie in [-1, 1]: level l of L, counted from 0, at (l - L // 2) / (L // 2). The first dimension counts fastest.
+    """
+
+    codebook: Tensor
+    half_width: Tensor
+    basis: Tensor
+    amplitude: Tensor
+    offset: Tensor
+    shift: Tensor
+
+    def __init__(self, config: QuantizerConfig):
+        super().__init__()
+        self.config = config
+        levels = torch.tensor(config.levels)  # (D,)
+        half_width = levels // 2
+        basis = torch.cumprod(torch.cat([torch.ones_like(levels[:1]), levels[:-1]]), 0)
+        digits = torch.arange(config.num_codes)[:, None] // basis % levels  # (K, D)
+        amplitude = (levels - 1) * (1 + 1e-3) / 2  # a little more than the outermost level, so that tanh reaches it
+        offset = torch.where(levels % 2 == 0, 0.5, 0.0)  # an even number of levels is not symmetric around one
+        buffers = {
+            "codebook": (digits - half_width) / half_width,
+            "half_width": half_width,
+            "basis": basis,
+            "amplitude": amplitude,
+            "offset": offset,
+            "shift": torch.atanh(offset / amplitude),  # so that 0 goes to the middle of a level
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, value, persistent=False)  # the config says it all
+
+    def _bound(self, z: Tensor) -> Tensor:
+        """Squash (..., D) to where every level is one apart and rounding finds it (section 3.1 and appendix A.1)."""
+        return torch.tanh(z + self.shift) * self.amplitude - self.offset
+
+    def _tokens(self, bounded: Tensor) -> Tensor:
+        # What is not a number gets some token, as from the other quantizers: the loss then says what is wrong.
+        return ((bounded.nan_to_num().round().long() + self.half_width) * self.basis).sum(-1)
+
+    def nearest(self, z_e: Tensor) -> Tensor:
+        """Return the tokens (...) int64 of encoder outputs (..., D)."""
+        with full_precision(z_e):
+            return self._tokens(self._bound(z_e.detach().float()))
+
+    def forward(self, z_e: Tensor) -> Quantized:
+        """Quantize encoder outputs (B, D, h, w); rounding passes gradients straight through, and there is no loss."""
+        with full_precision(z_e):
+            bounded = self._bound(z_e.float().permute(0, 2, 3, 1))  # (B, h, w, D)
+            tokens = self._tokens(bounded.detach())  # (B, h, w)
+            scaled = (bounded / self.half_width).permute(0, 3, 1, 2)  # (B, D, h, w)
+            z_q = self.lookup(tokens) + (scaled - scaled.detach())
+            return Quantized(z_q, tokens, z_q.new_zeros(()))

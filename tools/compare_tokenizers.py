@@ -1,0 +1,206 @@
+"""Quantizers side by side: each trains a config's tokenizer for the same time, then rebuilds held-out frames.
+
+    python tools/compare_tokenizers.py --data runs/doom/data --config doom --seconds 180 --out runs/tokenizers
+    python tools/compare_tokenizers.py ... --only ema,fsq tokenizer.width=48
+
+The learning rate warms up by steps and falls to zero over the seconds, so that every variant ends its own schedule
+however fast it is. Variants run one after the other; OMP_NUM_THREADS decides on how many threads. Writes table.md,
+table.json and sheet.png (real frames, then one row a variant) after every variant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldvq.atomic import write_atomic
+from worldvq.config import ExperimentConfig, OptimizerConfig, QuantizerConfig, load_config
+from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
+from worldvq.data.episodes import EpisodeStore
+from worldvq.losses import tokenizer_loss
+from worldvq.metrics import psnr, squared_error, ssim
+from worldvq.models.tokenizer import Tokenizer
+from worldvq.models.world import resolve_device
+from worldvq.optimizers import make_optimizer
+from worldvq.render import BACKGROUND, draw_label, grid, save_png
+from worldvq.train import resolve_precision
+from worldvq.types import frames_from_model, frames_to_model
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ema": {"kind": "ema"},
+    "ema+kmeans": {"kind": "ema", "initialize": "kmeans"},
+    "ema+rotation": {"kind": "ema", "gradient": "rotation"},
+    "ema+cosine": {"kind": "ema", "cosine": True},
+    "sgd": {"kind": "sgd"},
+    "sgd+kmeans+rotation": {"kind": "sgd", "initialize": "kmeans", "gradient": "rotation"},
+    "fsq": {"kind": "fsq", "levels": (8, 8, 8)},
+}
+PRECISIONS = {"no": None, "bf16": torch.bfloat16}
+NUM_SHOWN = 8
+BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One row of the table; ``psnr`` (dB) is that of the mean squared error over all held-out pixels."""
+
+    variant: str
+    psnr: float
+    ssim: float
+    perplexity: float
+    dead_codes: int
+    num_codes: int
+    images_per_second: float
+    steps: int
+
+
+def quantizer_config(base: QuantizerConfig, options: dict[str, Any]) -> QuantizerConfig:
+    """A variant's quantizer: sizes and constants of the config's, where the kind has them."""
+    shared = {"ema": {"num_codes", "code_dim", "commitment_cost", "revive_after", "decay"}, "fsq": set()}
+    shared["sgd"] = shared["ema"] - {"decay"}
+    return QuantizerConfig(**base.model_dump(include=shared[options["kind"]]), **options)
+
+
+def learning_rate(step: int, fraction: float, config: OptimizerConfig) -> float:
+    """Linear warm-up by steps, then linear to zero over the last ``decay_fraction`` of the time."""
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.learning_rate * min(warmup, (1 - fraction) / max(config.decay_fraction, 1e-9))
+
+
+def train(
+    config: ExperimentConfig, store: EpisodeStore, seconds: float, device: torch.device
+) -> tuple[Tokenizer, int, float]:
+    """Train for so many seconds; returns the tokenizer in eval mode, its number of steps and images a second."""
+    training = config.tokenizer_training
+    torch.manual_seed(training.seed)
+    model = Tokenizer(config.tokenizer).to(device)
+    optimizer = make_optimizer(model, training.optimizer)
+    batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
+    tokenizer_loss(model.eval(), batches.batch(0).to(device))[0].backward()  # what the first pass sets up is not timed
+    optimizer.zero_grad()
+    model.train()
+    dtype, step, begun = PRECISIONS[resolve_precision(training.precision)], 0, time.monotonic()
+    while (fraction := (time.monotonic() - begun) / seconds) < 1:
+        torch.manual_seed((training.seed << 32) + step)  # as worldvq.train does
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, fraction, training.optimizer)
+        clip = batches.batch(step).to(device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            loss, _ = tokenizer_loss(model, clip)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.optimizer.clip_norm, error_if_nonfinite=True)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        loss.item()  # waits for the device, so that the clock tells the truth
+    rate = step * training.batch_size * training.clip_frames / (time.monotonic() - begun)
+    return model.eval(), step, rate
+
+
+@torch.inference_mode()
+def rebuild(model: Tokenizer, frames: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens (N, h, w) of frames (N, H, W, 3) uint8, and the frames made from them."""
+    tokens = [model.encode(frames_to_model(part.to(device))) for part in frames.split(BATCH)]
+    rebuilt = [frames_from_model(model.decode(part)).cpu() for part in tokens]
+    return torch.cat(tokens).cpu(), torch.cat(rebuilt)
+
+
+def measure(variant: str, model: Tokenizer, real: Tensor, tokens: Tensor, rebuilt: Tensor, **rates: Any) -> Result:
+    """Compare held-out frames (N, H, W, 3) with what came back."""
+    count = np.bincount(tokens.flatten().numpy(), minlength=model.num_codes)
+    used = count[count > 0] / count.sum()
+    return Result(
+        variant=variant,
+        psnr=float(psnr(squared_error(real, rebuilt).mean())),
+        ssim=float(ssim(real, rebuilt).mean()),
+        perplexity=float(np.exp(-(used * np.log(used)).sum())),
+        dead_codes=int((count == 0).sum()),
+        num_codes=model.num_codes,
+        **rates,
+    )
+
+
+def table(results: list[Result], about: str) -> str:
+    """Results as Markdown."""
+    lines = [about, "", "| quantizer | PSNR (dB) | SSIM | perplexity | codes never used | images/s | steps |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for r in results:
+        lines.append(
+            f"| {r.variant} | {r.psnr:.2f} | {r.ssim:.4f} | {r.perplexity:.0f} of {r.num_codes} | {r.dead_codes} | "
+            f"{r.images_per_second:.0f} | {r.steps} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def sheet(rows: dict[str, Tensor]) -> np.ndarray:
+    """Picture of labelled rows of frames (n, H, W, 3), enlarged to at least 96 pixels."""
+    drawn = []
+    for name, frames in rows.items():
+        factor = max(1, -(-96 // frames.shape[1]))
+        large = frames.numpy().repeat(factor, axis=1).repeat(factor, axis=2)
+        blank = np.full((large.shape[1] - 22, 150, 3), BACKGROUND, np.uint8)
+        drawn.append([draw_label(blank, name, align="left"), *large])
+    return grid(drawn)
+
+
+def main() -> None:
+    """Train, measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a recorded dataset")
+    parser.add_argument("--config", default="doom", help="YAML file or the name of one that ships with worldvq")
+    parser.add_argument("--seconds", type=float, default=180.0, help="training time of each variant")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the table and the picture")
+    parser.add_argument("--only", default=",".join(VARIANTS), help="variants, with commas (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=2048, help="held-out frames to measure on")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("override", nargs="*", help="key.path=value")
+    arguments = parser.parse_args()
+    names = arguments.only.split(",")
+    if unknown := [name for name in names if name not in VARIANTS]:
+        parser.error(f"--only {unknown[0]}: there are {', '.join(VARIANTS)}")
+    config, device = load_config(arguments.config, arguments.override), resolve_device(arguments.device)
+    training = config.tokenizer_training
+    precision = resolve_precision(training.precision)
+    if precision not in PRECISIONS:
+        parser.error(f"tokenizer_training.precision {precision}: take one of {', '.join(PRECISIONS)}, auto")
+    results: list[Result] = []
+    with EpisodeStore.open(arguments.data) as store:
+        ids = heldout_clips(store, arguments.frames, 1, training.seed)
+        real = read_clips(store, ids, 1).frames[:, 0]  # (N, H, W, 3)
+        about = (
+            f"{config.env.id}, {config.tokenizer.grid[0]}x{config.tokenizer.grid[1]} tokens a frame, "
+            f"{arguments.seconds:g} s of training each on {device} ({torch.get_num_threads()} threads, precision "
+            f"{precision.replace('no', 'fp32')}), {len(real)} frames of held-out episodes."
+        )
+        print(about, flush=True)
+        shown = np.linspace(0, len(real) - 1, min(NUM_SHOWN, len(real))).round().astype(int)
+        rows = {"real": real[shown]}
+        for name in names:
+            quantizer = quantizer_config(config.tokenizer.quantizer, VARIANTS[name])
+            tokenizer = config.tokenizer.model_copy(update={"quantizer": quantizer})
+            model, steps, rate = train(
+                config.model_copy(update={"tokenizer": tokenizer}), store, arguments.seconds, device
+            )
+            tokens, rebuilt = rebuild(model, real, device)
+            results.append(measure(name, model, real, tokens, rebuilt, images_per_second=rate, steps=steps))
+            rows[name] = rebuilt[shown]
+            print(
+                f"{name}: {results[-1].psnr:.2f} dB, perplexity {results[-1].perplexity:.0f}, {steps} steps", flush=True
+            )
+            found = {"about": about, "config": config.model_dump(mode="json"), "results": [vars(r) for r in results]}
+            write_atomic(arguments.out / "table.json", json.dumps(found, indent=1).encode())
+            write_atomic(arguments.out / "table.md", table(results, about).encode())
+            save_png(arguments.out / "sheet.png", sheet(rows))
+    print("\n" + table(results, about))
+
+
+if __name__ == "__main__":
+    main()

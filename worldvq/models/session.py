@@ -1,0 +1,114 @@
+"""A dream in progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldvq.config import SamplingConfig
+from worldvq.errors import UsageError
+from worldvq.losses import symexp
+from worldvq.models.dynamics import Dynamics, DynamicsOutput, DynamicsState
+from worldvq.models.sampling import Drafts, WholeGrid, draw, draw_noise
+from worldvq.models.tokenizer import Tokenizer
+from worldvq.types import frames_from_model
+
+if TYPE_CHECKING:
+    from worldvq.models.world import WorldModel
+
+
+class Steps(NamedTuple):
+    """The costly parts of a step, plain or compiled.
+
+    Attributes:
+        observe: As :meth:`Dynamics.observe`.
+        logits: As :meth:`Prior.forward`, for passes of one fixed shape; None has the prior cache what is settled.
+        decode: As :meth:`Tokenizer.decode`.
+    """
+
+    observe: Callable[[Tensor, Tensor, DynamicsState], DynamicsOutput]
+    logits: Callable[[Tensor, Tensor], Tensor] | None
+    decode: Callable[[Tensor], Tensor]
+
+
+def make_steps(tokenizer: Tokenizer, dynamics: Dynamics, compile: bool) -> Steps:
+    """Return the steps of a dream; compiled ones are compiled at their first call, and again for another batch."""
+    if not compile:
+        return Steps(dynamics.observe, None, tokenizer.decode)
+    on_gpu = next(dynamics.parameters()).is_cuda
+    mode = "reduce-overhead" if on_gpu else None  # CUDA graphs
+    parts = [
+        torch.compile(part, mode=mode, dynamic=False) for part in (dynamics.observe, dynamics.prior, tokenizer.decode)
+    ]
+    if not on_gpu:
+        return Steps(*parts)
+
+    def owned(part: Callable[..., Any]) -> Callable[..., Any]:
+        """Copy what a graph returns, which its next replay overwrites."""
+
+        def call(*arguments: Any) -> Any:
+            torch.compiler.cudagraph_mark_step_begin()
+            output = part(*arguments)
+            return output.clone() if isinstance(output, Tensor) else type(output)(*(value.clone() for value in output))
+
+        return call
+
+    return Steps(*(owned(part) for part in parts))
+
+
+class Session:
+    """A dream in progress: B worlds that take one action at a time, for as long as you like.
+
+    Attributes:
+        tokens: (B, h, w) of the newest frame.
+        passes: (B,) passes through the prior that the newest frame took; empty before the first.
+    """
+
+    def __init__(self, world: WorldModel, tokens: Tensor, actions: Tensor, seed: int, sampling: SamplingConfig):
+        if actions.shape[1] != tokens.shape[1] - 1:
+            raise UsageError(
+                f"{tokens.shape[1]} context frames have {tokens.shape[1] - 1} actions between them, "
+                f"got {actions.shape[1]}"
+            )
+        self.world = world
+        self.sampling = sampling
+        self.steps = world.steps(sampling.compile)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.drafts = Drafts()
+        self.state = world.dynamics.start(len(tokens))
+        tokens, actions = tokens.to(world.device), actions.to(world.device)
+        self.tokens, self.passes = tokens[:, -1].contiguous(), torch.empty(0, dtype=torch.int64)
+        with torch.no_grad():
+            for index in range(actions.shape[1]):
+                world.check_step(actions[:, index], len(tokens))
+                self.steps.observe(tokens[:, index], actions[:, index], self.state)
+
+    @torch.no_grad()
+    def step_tokens(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Take actions (B, ...).
+
+        Returns:
+            Tokens (B, h, w), rewards (B,), termination probabilities (B,), and passes through the prior (B,).
+        """
+        dynamics = self.world.dynamics
+        self.world.check_step(actions, len(self.tokens))
+        output = self.steps.observe(self.tokens, actions.to(self.world.device), self.state)
+        context = output.context[:, 0]  # (B, h, w, D)
+        forecast = dynamics.forecast(context)
+        noise = draw_noise(dynamics.prior, len(context), self.sampling, self.generator)
+        pace = self.world.pace(len(context), self.sampling.compile)
+        logits = self.steps.logits
+        cache = WholeGrid(logits, context) if logits is not None else dynamics.prior.start(len(context), context)
+        drawn = draw(cache, forecast, self.tokens, noise, self.sampling, self.drafts, pace)
+        self.tokens, self.passes = drawn.tokens, drawn.passes
+        rewards = symexp(output.rewards[:, 0].float())
+        return drawn.tokens.cpu(), rewards.cpu(), output.termination[:, 0].float().sigmoid().cpu(), drawn.passes
+
+    @torch.no_grad()
+    def step(self, actions: Tensor) -> Tensor:
+        """Take actions (B, ...); returns the next frames (B, H, W, 3) uint8."""
+        self.step_tokens(actions)
+        return frames_from_model(self.steps.decode(self.tokens)).cpu()
