@@ -205,6 +205,18 @@ class TrainConfig(_Config):
     keep_checkpoints: PositiveInt = 2
 
 
+class TokenizerLossConfig(_Config):
+    """What the tokenizer's loss has besides reconstruction error and codebook; at weight 0 a term does not exist."""
+
+    perceptual: NonNegativeFloat = 0.0
+    """Weight of LPIPS (Zhang et al. 2018); needs the ``metrics`` extra, torchvision and its VGG16 weights."""
+    adversarial: NonNegativeFloat = 0.0
+    """Weight of what a patch discriminator (Isola et al. 2017) tells the tokenizer."""
+    motion: NonNegativeFloat = 0.0
+    """Weight of the error where a frame differs from the one before it, so that small moving things survive.
+    Needs ``tokenizer_training.clip_frames`` of at least 2."""
+
+
 class SamplingConfig(_Config):
     """How tokens are drawn."""
 
@@ -236,6 +248,7 @@ class ExperimentConfig(_Config):
     record: RecordConfig = RecordConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     tokenizer_training: TrainConfig = TrainConfig()
+    tokenizer_loss: TokenizerLossConfig = TokenizerLossConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
     dynamics_training: TrainConfig = TrainConfig(batch_size=8, clip_frames=16)
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -244,6 +257,15 @@ class ExperimentConfig(_Config):
     def _sizes_agree(self) -> ExperimentConfig:
         if self.env.size != self.tokenizer.frame_size:
             raise ValueError(f"env.size {self.env.size} and tokenizer.frame_size {self.tokenizer.frame_size} differ")
+        return self
+
+    @model_validator(mode="after")
+    def _motion_needs_frames(self) -> ExperimentConfig:
+        if self.tokenizer_loss.motion and self.tokenizer_training.clip_frames < 2:
+            raise ValueError(
+                f"tokenizer_loss.motion {self.tokenizer_loss.motion} compares a frame with the one before it: set "
+                f"tokenizer_training.clip_frames to 2 or more, got {self.tokenizer_training.clip_frames}"
+            )
         return self
 
 

@@ -45,10 +45,15 @@ def tokenizer_loss(model: nn.Module, clip: Clip) -> tuple[Tensor, dict[str, Tens
     frames = frames_to_model(clip.frames[clip.mask])  # (N, 3, H, W)
     output = model(frames)
     inner: Any = getattr(model, "module", model)
+    return reconstruction_loss(frames, output, inner.num_codes)
+
+
+def reconstruction_loss(frames: Tensor, output: Any, num_codes: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """As :func:`tokenizer_loss`, of frames (N, 3, H, W) and the Reconstruction that the tokenizer made of them."""
     error = F.mse_loss(output.frames.float(), frames)
     loss = error + output.quantizer_loss
     with torch.no_grad():
-        frequency = torch.bincount(output.tokens.flatten(), minlength=inner.num_codes).float()
+        frequency = torch.bincount(output.tokens.flatten(), minlength=num_codes).float()
         frequency = frequency / frequency.sum()
         metrics = {
             "reconstruction": error.detach(),

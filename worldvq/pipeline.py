@@ -26,11 +26,12 @@ from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import UsageError
 from worldvq.evaluate import evaluate
 from worldvq.imagine import imagine
-from worldvq.losses import dynamics_loss, tokenizer_loss
+from worldvq.losses import dynamics_loss
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.world import WorldModel, load_tokenizer, resolve_device, save_tokenizer
 from worldvq.render import grid, save_png
+from worldvq.tokenizer_losses import make_tokenizer_loss
 from worldvq.train import check_same_run, fit, make_accelerator
 from worldvq.types import frames_from_model, frames_to_model
 
@@ -40,7 +41,8 @@ PICTURE_ROWS = 8
 
 def _claim(out: Path, config: ExperimentConfig, what: str) -> None:
     """Write the part of the config that decides a run, or check that the run being continued had the same."""
-    text = dump_yaml(config, include={what, f"{what}_training"})
+    extra = {"tokenizer_loss"} if what == "tokenizer" else set()
+    text = dump_yaml(config, include={what, f"{what}_training"} | extra)
     check_same_run(out, text, what)
     write_atomic(out / "config.yaml", text.encode())
 
@@ -49,7 +51,8 @@ def train_tokenizer(config: ExperimentConfig, data: Path, out: Path) -> Tokenize
     """Train the VQ-VAE on a dataset; resumes, or returns at once if it is done.
 
     Raises:
-        UsageError: The dataset's frames have another size than the config's, or ``out`` holds another run.
+        UsageError: The dataset's frames have another size than the config's, ``out`` holds another run, or a loss
+            needs something that is not installed.
     """
     store = EpisodeStore.open(data)
     if store.meta.frame_size != config.tokenizer.frame_size:
@@ -60,7 +63,8 @@ def train_tokenizer(config: ExperimentConfig, data: Path, out: Path) -> Tokenize
     training = config.tokenizer_training
     main = make_accelerator(training.precision).is_main_process
     torch.manual_seed(training.seed)
-    model = Tokenizer(config.tokenizer)
+    tokenizer = Tokenizer(config.tokenizer)
+    model, loss = make_tokenizer_loss(tokenizer, config.tokenizer_loss)
     batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
     shown = read_clips(store, heldout_clips(store, PICTURE_ROWS, 1, training.seed), 1).frames[:, 0]  # (8, H, W, 3)
     if main:
@@ -72,10 +76,10 @@ def train_tokenizer(config: ExperimentConfig, data: Path, out: Path) -> Tokenize
 
     height, width = config.tokenizer.grid
     summary = f"tokenizer, {height * width} tokens a frame of {config.tokenizer.quantizer.num_codes} codes"
-    fit(model, tokenizer_loss, batches, training, out, summary=summary, picture=picture)
+    fit(model, loss, batches, training, out, summary=summary, picture=picture)
     if main:
-        save_tokenizer(out, model)
-    return model
+        save_tokenizer(out, tokenizer)
+    return tokenizer
 
 
 def _grid(rows: list[torch.Tensor]) -> np.ndarray:

@@ -10,8 +10,10 @@ MAY_IMPORT = {
     "worldvq.data": (*LOW, "worldvq.data"),
     "worldvq.models": (*LOW, "worldvq.nn", "worldvq.models", "worldvq.losses", "worldvq.checkpoint"),
     "worldvq.losses": LOW,
+    "worldvq.tokenizer_losses": (*LOW, "worldvq.nn", "worldvq.models", "worldvq.losses", "worldvq.regions"),
+    "worldvq.regions": LOW,
     "worldvq.train": (*LOW, "worldvq.checkpoint", "worldvq.optimizers"),
-    "worldvq.optimizers": LOW,
+    "worldvq.optimizers": (*LOW, "worldvq.nn"),
 }
 # The only upward step: drawing a preview needs the video writer, and is imported when it is asked for.
 EXCEPTIONS = {("worldvq.data.inspect", "worldvq.render")}

@@ -100,7 +100,7 @@ class PixelCNN(Prior):
         vertical = horizontal = self.embed(tokens)  # (B, h, w, C)
         skips = vertical.new_zeros(())
         for layer in self.layers:
-            # One row and one column of zeros in front; the first layer's last ones are nobody's past.
+            # A row or a column of zeros in front; the first layer drops the last one, which is nobody's past.
             above = F.pad(vertical, (0, 0, 0, 0, 1, layer.own - 1))  # (B, h + own, w, C)
             left = F.pad(horizontal, (0, 0, 1, layer.own - 1))  # (B, h, w + own, C)
             for_vertical, for_horizontal = layer.condition(conditioning).chunk(2, dim=-1)
