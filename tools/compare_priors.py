@@ -12,11 +12,12 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from bench import CONTEXT, dream_inputs
 from race import Entrant, race
 
 from worldvq.config import EvaluateConfig, ExperimentConfig, load_config, override
@@ -28,16 +29,14 @@ from worldvq.models.dynamics import Dynamics
 from worldvq.models.world import WorldModel, load_tokenizer, resolve_device
 
 PRIORS: dict[str, dict[str, Any]] = {
-    "transformer": {"dynamics.prior.kind": "transformer"},
-    "pixelcnn": {"dynamics.prior.kind": "pixelcnn", "dynamics.prior.num_blocks": 4},
+    "transformer": {"dynamics.prior.kind": "transformer", "dynamics.prior.num_blocks": 2},
+    "pixelcnn": {"dynamics.prior.kind": "pixelcnn", "dynamics.prior.num_blocks": 3},
 }
 STEPS = 40
 
 
-def dreams_per_second(world: WorldModel, report: dict[str, Any], method: str, data: Path) -> float:
+def dreams_per_second(world: WorldModel, method: str, data: Path) -> float:
     """Frames a second of one dream, tokens only, on held-out contexts."""
-    from bench import CONTEXT, dream_inputs
-
     clip = dream_inputs(world, data, 1)
     sampling = world.sampling_with({"method": method})
     session = world.start(clip.frames[:, :CONTEXT], clip.actions[:, : CONTEXT - 1], **sampling)
@@ -80,7 +79,7 @@ def main() -> None:
     config, device = load_config(arguments.config, arguments.override), resolve_device(arguments.device)
     entrants = train(config, arguments.root, arguments.seconds, device)
     lines = [
-        f"{arguments.config}, {arguments.seconds:g} s of training each on {device} ({torch.get_num_threads()} threads).",
+        f"{arguments.config}: {arguments.seconds:g} s of training each on {device}, {torch.get_num_threads()} threads.",
         "",
         "| prior | parameters | frames/s in training | nats/token | imagined over copy last (dB) | "
         "passes/frame | tokens of frames/s, predictive | sequential |",
@@ -89,11 +88,12 @@ def main() -> None:
     data = arguments.root / "data"
     for name, entrant in entrants.items():
         sampling = config.evaluate.sampling.model_dump()
-        world = WorldModel(load_tokenizer(arguments.root / "tokenizer", device), entrant.model, {"sampling": sampling})  # type: ignore[arg-type]
+        tokenizer, dynamics = load_tokenizer(arguments.root / "tokenizer", device), cast(Dynamics, entrant.model)
+        world = WorldModel(tokenizer, dynamics, {"sampling": sampling})
         protocol = EvaluateConfig(clips=arguments.clips, sampling=config.evaluate.sampling)
         report = evaluate(world, data, arguments.out / name, protocol)
         gain = report["gains"]["psnr"]["over_copy_last"]["mean"]
-        speed = [dreams_per_second(world, report, method, data) for method in ("predictive", "sequential")]
+        speed = [dreams_per_second(world, method, data) for method in ("predictive", "sequential")]
         lines.append(
             f"| {name} | {sum(p.numel() for p in entrant.model.parameters()) / 1e6:.2f} M | "
             f"{entrant.frames_per_second:.0f} | {report['nats_per_token']:.3f} | {gain:+.2f} | "

@@ -4,8 +4,8 @@
     python tools/compare_tokenizers.py ... --only ema,fsq tokenizer.width=48
 
 The learning rate warms up by steps and falls to zero over the seconds, so that every variant ends its own schedule
-however fast it is. Variants run one after the other; OMP_NUM_THREADS decides on how many threads. Writes table.md,
-table.json and sheet.png (real frames, then one row a variant) after every variant.
+however fast it is. Variants take turns of a few seconds; OMP_NUM_THREADS decides on how many threads. Writes table.md,
+table.json and sheet.png (real frames, then one row a variant).
 """
 
 from __future__ import annotations
@@ -13,23 +13,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from race import Entrant, race
 from torch import Tensor
 
 from worldvq.atomic import write_atomic
-from worldvq.config import ExperimentConfig, OptimizerConfig, QuantizerConfig, load_config
+from worldvq.config import ExperimentConfig, QuantizerConfig, load_config
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.losses import tokenizer_loss
 from worldvq.metrics import psnr, squared_error, ssim
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.world import resolve_device
-from worldvq.optimizers import make_optimizer
 from worldvq.render import BACKGROUND, draw_label, grid, save_png
 from worldvq.train import resolve_precision
 from worldvq.types import frames_from_model, frames_to_model
@@ -43,7 +42,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sgd+kmeans+rotation": {"kind": "sgd", "initialize": "kmeans", "gradient": "rotation"},
     "fsq": {"kind": "fsq", "levels": (8, 8, 8)},
 }
-PRECISIONS = {"no": None, "bf16": torch.bfloat16}
 NUM_SHOWN = 8
 BATCH = 256
 
@@ -69,40 +67,14 @@ def quantizer_config(base: QuantizerConfig, options: dict[str, Any]) -> Quantize
     return QuantizerConfig(**base.model_dump(include=shared[options["kind"]]), **options)
 
 
-def learning_rate(step: int, fraction: float, config: OptimizerConfig) -> float:
-    """Linear warm-up by steps, then linear to zero over the last ``decay_fraction`` of the time."""
-    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * min(warmup, (1 - fraction) / max(config.decay_fraction, 1e-9))
-
-
-def train(
-    config: ExperimentConfig, store: EpisodeStore, seconds: float, device: torch.device
-) -> tuple[Tokenizer, int, float]:
-    """Train for so many seconds; returns the tokenizer in eval mode, its number of steps and images a second."""
+def enter(config: ExperimentConfig, options: dict[str, Any], store: EpisodeStore, device: torch.device) -> Entrant:
+    """A new tokenizer with a variant's quantizer."""
     training = config.tokenizer_training
+    quantizer = quantizer_config(config.tokenizer.quantizer, options)
     torch.manual_seed(training.seed)
-    model = Tokenizer(config.tokenizer).to(device)
-    optimizer = make_optimizer(model, training.optimizer)
+    model = Tokenizer(config.tokenizer.model_copy(update={"quantizer": quantizer})).to(device)
     batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
-    tokenizer_loss(model.eval(), batches.batch(0).to(device))[0].backward()  # what the first pass sets up is not timed
-    optimizer.zero_grad()
-    model.train()
-    dtype, step, begun = PRECISIONS[resolve_precision(training.precision)], 0, time.monotonic()
-    while (fraction := (time.monotonic() - begun) / seconds) < 1:
-        torch.manual_seed((training.seed << 32) + step)  # as worldvq.train does
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, fraction, training.optimizer)
-        clip = batches.batch(step).to(device)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            loss, _ = tokenizer_loss(model, clip)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), training.optimizer.clip_norm, error_if_nonfinite=True)
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
-        loss.item()  # waits for the device, so that the clock tells the truth
-    rate = step * training.batch_size * training.clip_frames / (time.monotonic() - begun)
-    return model.eval(), step, rate
+    return Entrant(model, tokenizer_loss, batches, training)
 
 
 @torch.inference_mode()
@@ -168,37 +140,30 @@ def main() -> None:
         parser.error(f"--only {unknown[0]}: there are {', '.join(VARIANTS)}")
     config, device = load_config(arguments.config, arguments.override), resolve_device(arguments.device)
     training = config.tokenizer_training
-    precision = resolve_precision(training.precision)
-    if precision not in PRECISIONS:
-        parser.error(f"tokenizer_training.precision {precision}: take one of {', '.join(PRECISIONS)}, auto")
-    results: list[Result] = []
     with EpisodeStore.open(arguments.data) as store:
         ids = heldout_clips(store, arguments.frames, 1, training.seed)
         real = read_clips(store, ids, 1).frames[:, 0]  # (N, H, W, 3)
         about = (
-            f"{config.env.id}, {config.tokenizer.grid[0]}x{config.tokenizer.grid[1]} tokens a frame, "
+            f"{store.meta.env.id}, {config.tokenizer.grid[0]}x{config.tokenizer.grid[1]} tokens a frame, "
             f"{arguments.seconds:g} s of training each on {device} ({torch.get_num_threads()} threads, precision "
-            f"{precision.replace('no', 'fp32')}), {len(real)} frames of held-out episodes."
+            f"{resolve_precision(training.precision).replace('no', 'fp32')}), {len(real)} frames of held-out episodes."
         )
         print(about, flush=True)
-        shown = np.linspace(0, len(real) - 1, min(NUM_SHOWN, len(real))).round().astype(int)
-        rows = {"real": real[shown]}
-        for name in names:
-            quantizer = quantizer_config(config.tokenizer.quantizer, VARIANTS[name])
-            tokenizer = config.tokenizer.model_copy(update={"quantizer": quantizer})
-            model, steps, rate = train(
-                config.model_copy(update={"tokenizer": tokenizer}), store, arguments.seconds, device
-            )
-            tokens, rebuilt = rebuild(model, real, device)
-            results.append(measure(name, model, real, tokens, rebuilt, images_per_second=rate, steps=steps))
-            rows[name] = rebuilt[shown]
-            print(
-                f"{name}: {results[-1].psnr:.2f} dB, perplexity {results[-1].perplexity:.0f}, {steps} steps", flush=True
-            )
-            found = {"about": about, "config": config.model_dump(mode="json"), "results": [vars(r) for r in results]}
-            write_atomic(arguments.out / "table.json", json.dumps(found, indent=1).encode())
-            write_atomic(arguments.out / "table.md", table(results, about).encode())
-            save_png(arguments.out / "sheet.png", sheet(rows))
+        entrants = {name: enter(config, VARIANTS[name], store, device) for name in names}
+        race(entrants, arguments.seconds)
+    shown = np.linspace(0, len(real) - 1, min(NUM_SHOWN, len(real))).round().astype(int)
+    results: list[Result] = []
+    rows = {"real": real[shown]}
+    for name, entrant in entrants.items():
+        tokenizer = cast(Tokenizer, entrant.model)
+        tokens, rebuilt = rebuild(tokenizer, real, device)
+        rates = {"images_per_second": entrant.frames_per_second, "steps": entrant.steps}
+        results.append(measure(name, tokenizer, real, tokens, rebuilt, **rates))
+        rows[name] = rebuilt[shown]
+    found = {"about": about, "config": config.model_dump(mode="json"), "results": [vars(r) for r in results]}
+    write_atomic(arguments.out / "table.json", json.dumps(found, indent=1).encode())
+    write_atomic(arguments.out / "table.md", table(results, about).encode())
+    save_png(arguments.out / "sheet.png", sheet(rows))
     print("\n" + table(results, about))
 
 
