@@ -198,9 +198,10 @@ def test_what_is_missing_or_newer_is_said(saved):
     with pytest.raises(UsageError, match="device 'gpux' cannot be used"):
         WorldModel.load(saved, "gpux")
     description = json.loads((saved / "world.json").read_text())
-    (saved / "world.json").write_text(json.dumps(description | {"format_version": 2}))
-    with pytest.raises(UsageError, match=r"world\.json.*upgrade"):
-        WorldModel.load(saved)
+    for version in (1, 99):
+        (saved / "world.json").write_text(json.dumps(description | {"format_version": version}))
+        with pytest.raises(UsageError, match=rf"world\.json is of format {version}, .* reads format 2"):
+            WorldModel.load(saved)
 
 
 @pytest.mark.parametrize("name", FILES)

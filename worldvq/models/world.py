@@ -22,7 +22,7 @@ from worldvq.models.session import Session, Steps, make_steps
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.types import ActionSpace, TokenClip, frames_from_model, frames_to_model
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Imagined(NamedTuple):
@@ -190,8 +190,12 @@ class WorldModel:
         if not path.is_file():
             raise UsageError(f"no world in {folder}: make one with `worldvq train dynamics` or `worldvq demo`")
         data = _read_json(path)
-        if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
-            raise UsageError(f"{path}: this version reads worlds of format {FORMAT_VERSION} only: upgrade worldvq")
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if version != FORMAT_VERSION:
+            raise UsageError(
+                f"{path} is of format {version}, this version of worldvq reads format {FORMAT_VERSION}: use the version "
+                "that wrote it, or train the world again"
+            )
         where = resolve_device(device)
         try:
             tokenizer = Tokenizer(build(TokenizerConfig, data["tokenizer"], str(path)))
