@@ -112,13 +112,15 @@ def main() -> None:
     config = in_pairs(load_config(arguments.config, arguments.override))
     device, training = resolve_device(arguments.device), config.tokenizer_training
     with EpisodeStore.open(arguments.data) as store:
+        if store.meta.frame_size != config.tokenizer.frame_size:
+            parser.error(f"--data holds frames of {store.meta.frame_size}, not {config.tokenizer.frame_size}")
         # A clip is the measured frame between its neighbours in time.
         clips = read_clips(store, heldout_clips(store, arguments.frames, 3, training.seed), 3).frames  # (N, 3, H, W, 3)
         real, shown = clips[:, 1], worth_showing(clips)
         about = (
             f"{store.meta.env.id}, {config.tokenizer.grid[0]}x{config.tokenizer.grid[1]} tokens a frame, "
             f"{arguments.seconds:g} s of training each on {device} ({torch.get_num_threads()} threads, precision "
-            f"{resolve_precision(training.precision).replace('no', 'fp32')}), {len(real)} frames of held-out episodes."
+            f"{resolve_precision(training.precision, device).replace('no', 'fp32')}), {len(real)} held-out frames."
         )
         print(about, flush=True)
         runs = {weight: enter(config, weight, store, device) for weight in arguments.weights}

@@ -20,6 +20,7 @@ import torch
 from bench import CONTEXT, dream_inputs
 from race import Entrant, race
 
+from worldvq.checkpoint import hash_module
 from worldvq.config import EvaluateConfig, ExperimentConfig, load_config, override
 from worldvq.data.clips import ClipSampler
 from worldvq.data.tokens import TokenStore
@@ -51,7 +52,10 @@ def dreams_per_second(world: WorldModel, method: str, data: Path) -> float:
 def train(config: ExperimentConfig, root: Path, seconds: float, device: torch.device) -> dict[str, Entrant]:
     """Train a dynamics model with each prior."""
     store = TokenStore.open(root / "tokens")
-    codebook = load_tokenizer(root / "tokenizer").quantizer.codebook
+    tokenizer = load_tokenizer(root / "tokenizer")
+    if store.meta.tokenizer_hash != hash_module(tokenizer):
+        raise SystemExit(f"{root / 'tokens'} was made by another tokenizer than {root / 'tokenizer'}")
+    codebook = tokenizer.quantizer.codebook
     entrants = {}
     for name, changes in PRIORS.items():
         varied = override(config, changes)

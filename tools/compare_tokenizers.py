@@ -141,12 +141,14 @@ def main() -> None:
     config, device = load_config(arguments.config, arguments.override), resolve_device(arguments.device)
     training = config.tokenizer_training
     with EpisodeStore.open(arguments.data) as store:
+        if store.meta.frame_size != config.tokenizer.frame_size:
+            parser.error(f"--data holds frames of {store.meta.frame_size}, not {config.tokenizer.frame_size}")
         ids = heldout_clips(store, arguments.frames, 1, training.seed)
         real = read_clips(store, ids, 1).frames[:, 0]  # (N, H, W, 3)
         about = (
             f"{store.meta.env.id}, {config.tokenizer.grid[0]}x{config.tokenizer.grid[1]} tokens a frame, "
             f"{arguments.seconds:g} s of training each on {device} ({torch.get_num_threads()} threads, precision "
-            f"{resolve_precision(training.precision).replace('no', 'fp32')}), {len(real)} frames of held-out episodes."
+            f"{resolve_precision(training.precision, device).replace('no', 'fp32')}), {len(real)} held-out frames."
         )
         print(about, flush=True)
         entrants = {name: enter(config, VARIANTS[name], store, device) for name in names}

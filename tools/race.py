@@ -46,7 +46,7 @@ class Entrant:
         """Make the optimizer, and one pass that is not timed."""
         self.optimizer = make_optimizer(self.model, self.config.optimizer)
         self.device = next(self.model.parameters()).device
-        self.dtype = PRECISIONS[resolve_precision(self.config.precision)]
+        self.dtype = PRECISIONS[resolve_precision(self.config.precision, self.device)]
         self.loss_function(self.model.eval(), self.batches.batch(0).to(self.device))[0].backward()
         self.optimizer.zero_grad()
         self.model.train()

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -41,13 +43,13 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
     return config.learning_rate * min(warmup, 1.0, (steps - step) / decay_steps)
 
 
-def resolve_precision(precision: str) -> str:
-    """Return ``bf16`` for ``auto`` where the hardware multiplies in bf16, ``no`` where it would only imitate it."""
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return ``bf16`` for ``auto`` where the device multiplies in bf16, ``no`` where it would only imitate it."""
     if precision != "auto":
         return precision
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    able = torch.cpu.get_capabilities()
+    able = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # torch 2.10 has it not yet
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
 
 
@@ -58,7 +60,11 @@ def make_accelerator(precision: str) -> Accelerator:
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # Buffers are codebooks: already equal on every process, and updated in place during forward.
     handler = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision=resolve_precision(precision), kwargs_handlers=[handler])
+    on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    precision = resolve_precision(precision, torch.device("cuda" if on_gpu else "cpu"))
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # the stage before in this process had another one
+    return Accelerator(mixed_precision=precision, kwargs_handlers=[handler])
 
 
 class _Log:
@@ -187,6 +193,7 @@ def fit(
     finally:
         if log:
             log.close()
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off the model: what was trained is fp32
     return model.eval()
 
 

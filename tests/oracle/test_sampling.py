@@ -196,6 +196,9 @@ def test_the_faster_way_is_taken_and_the_slower_tried_again():
             pace.measured(taken[-1], 0.1 if taken[-1] == fast else 0.2)
         assert taken[:4] == ["predictive"] * 2 + ["sequential"] * 2
         assert taken[4:].count(fast) == len(taken) - 5 and taken[Pace.AGAIN] != fast
+    assert pace.method() == "predictive"  # 2 AGAIN: the slower one's turn
+    pace.measured("predictive", 0.01)
+    assert pace.method() == "predictive"  # it has become the faster one, and is believed at once
 
 
 def test_draw_gives_the_same_whatever_the_method():

@@ -15,7 +15,7 @@ from worldvq.config import OptimizerConfig, QuantizerConfig, TokenizerConfig, Tr
 from worldvq.errors import CorruptFileError, RunError, UsageError
 from worldvq.losses import tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.train import fit, learning_rate
+from worldvq.train import fit, learning_rate, resolve_precision
 from worldvq.types import Clip
 
 SMALL = TokenizerConfig(
@@ -176,3 +176,21 @@ def test_two_processes_train_as_one(tmp_path):
     for name in one:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)  # codebooks too: identical on all ranks
         torch.testing.assert_close(one[name].float(), first[name].float(), rtol=1e-3, atol=1e-4)
+
+
+def test_auto_precision_is_bf16_only_where_the_device_multiplies_in_it(monkeypatch):
+    cpu = torch.device("cpu")
+    for able, expected in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True}, "no")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
+        assert resolve_precision("auto", cpu) == expected
+        assert resolve_precision("no", cpu) == "no" and resolve_precision("fp16", cpu) == "fp16"
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert resolve_precision("auto", cpu) == "no" == resolve_precision("auto", torch.device("mps"))
+
+
+def test_stages_of_one_process_may_differ_in_precision_and_what_is_trained_is_fp32(tmp_path):
+    for number, precision in enumerate(("bf16", "no", "bf16")):
+        settings = TrainConfig(steps=2, batch_size=4, precision=precision)
+        trained = fit(model(), tokenizer_loss, Batches(4), settings, tmp_path / str(number), summary="tiny")
+        with torch.no_grad():
+            assert trained(torch.randn(1, 3, 16, 16)).frames.dtype == torch.float32

@@ -185,8 +185,8 @@ class Pace:
 
     def measured(self, method: str, seconds: float) -> None:
         """Take in how long a grid took."""
-        known = self._seconds[method]
-        self._seconds[method] = seconds if self._count < 4 else known + 0.1 * (seconds - known)
+        known, tried_again = self._seconds[method], self._count % self.AGAIN == 0
+        self._seconds[method] = seconds if self._count < 4 or tried_again else known + 0.1 * (seconds - known)
         self._count += 1
 
 
@@ -219,7 +219,8 @@ def draw(
         guess = choose(forecast.flatten(1, 2), noise, sampling).view_as(previous)
         drawn = predictive(cache, drafts.draft(guess, previous), noise, sampling)
         drafts.judge(drawn.tokens, guess, previous)
-    if previous.is_cuda:
-        torch.cuda.synchronize(previous.device)
-    pace.measured(method, time.perf_counter() - begun)
+    if sampling.method == "auto":
+        if previous.device.type != "cpu":
+            torch.accelerator.synchronize(previous.device)
+        pace.measured(method, time.perf_counter() - begun)
     return drawn

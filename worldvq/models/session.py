@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,28 +35,34 @@ class Steps(NamedTuple):
 
 
 def make_steps(tokenizer: Tokenizer, dynamics: Dynamics, compile: bool) -> Steps:
-    """Return the steps of a dream; compiled ones are compiled at their first call, and again for another batch."""
+    """Return the steps of a dream; compiled ones are compiled at their first call, and again for another batch.
+
+    On a GPU the prior and the decoder run as CUDA graphs. ``observe`` writes into the rings, which a graph may not.
+    """
     if not compile:
         return Steps(dynamics.observe, None, tokenizer.decode)
     on_gpu = next(dynamics.parameters()).is_cuda
+    observe = torch.compile(dynamics.observe, dynamic=False)
     mode = "reduce-overhead" if on_gpu else None  # CUDA graphs
-    parts = [
-        torch.compile(part, mode=mode, dynamic=False) for part in (dynamics.observe, dynamics.prior, tokenizer.decode)
-    ]
+    logits, decode = (torch.compile(part, mode=mode, dynamic=False) for part in (dynamics.prior, tokenizer.decode))
     if not on_gpu:
-        return Steps(*parts)
+        return Steps(observe, logits, decode)
 
-    def owned(part: Callable[..., Any]) -> Callable[..., Any]:
+    def owned(part: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Copy what a graph returns, which its next replay overwrites."""
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Tensor) -> Tensor:
             torch.compiler.cudagraph_mark_step_begin()
-            output = part(*arguments)
-            return output.clone() if isinstance(output, Tensor) else type(output)(*(value.clone() for value in output))
+            return part(*arguments).clone()
 
         return call
 
-    return Steps(*(owned(part) for part in parts))
+    return Steps(observe, owned(logits), owned(decode))
+
+
+def _packed(x: Tensor) -> Tensor:
+    """Copy x so that its strides follow from its shape: for any others a compiled step would be compiled again."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
 
 
 class Session:
@@ -74,17 +80,19 @@ class Session:
                 f"got {actions.shape[1]}"
             )
         self.world = world
+        if sampling.compile and sampling.method == "auto":  # passes are of one shape: fewer are faster
+            sampling = sampling.model_copy(update={"method": "predictive"})
         self.sampling = sampling
         self.steps = world.steps(sampling.compile)
         self.generator = torch.Generator().manual_seed(seed)
         self.drafts = Drafts()
         self.state = world.dynamics.start(len(tokens))
         tokens, actions = tokens.to(world.device), actions.to(world.device)
-        self.tokens, self.passes = tokens[:, -1].contiguous(), torch.empty(0, dtype=torch.int64)
+        self.tokens, self.passes = _packed(tokens[:, -1]), torch.empty(0, dtype=torch.int64)
         with torch.no_grad():
             for index in range(actions.shape[1]):
                 world.check_step(actions[:, index], len(tokens))
-                self.steps.observe(tokens[:, index], actions[:, index], self.state)
+                self.steps.observe(_packed(tokens[:, index]), _packed(actions[:, index]), self.state)
 
     @torch.no_grad()
     def step_tokens(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -95,11 +103,11 @@ class Session:
         """
         dynamics = self.world.dynamics
         self.world.check_step(actions, len(self.tokens))
-        output = self.steps.observe(self.tokens, actions.to(self.world.device), self.state)
+        output = self.steps.observe(self.tokens, _packed(actions.to(self.world.device)), self.state)
         context = output.context[:, 0]  # (B, h, w, D)
         forecast = dynamics.forecast(context)
         noise = draw_noise(dynamics.prior, len(context), self.sampling, self.generator)
-        pace = self.world.pace(len(context), self.sampling.compile)
+        pace = self.world.pace(len(context))
         logits = self.steps.logits
         cache = WholeGrid(logits, context) if logits is not None else dynamics.prior.start(len(context), context)
         drawn = draw(cache, forecast, self.tokens, noise, self.sampling, self.drafts, pace)

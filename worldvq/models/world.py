@@ -128,12 +128,12 @@ class WorldModel:
         self.meta = meta
         self.action_space = dynamics.action_space
         self.device = next(dynamics.parameters()).device
-        self._paces: dict[tuple[int, bool], Pace] = {}
+        self._paces: dict[int, Pace] = {}
         self._steps: dict[bool, Steps] = {}
 
-    def pace(self, batch: int, compiled: bool) -> Pace:
+    def pace(self, batch: int) -> Pace:
         """Return what was measured so far of drawing ``batch`` rows."""
-        return self._paces.setdefault((batch, compiled), Pace())
+        return self._paces.setdefault(batch, Pace())
 
     def steps(self, compiled: bool) -> Steps:
         """Return the steps of a dream, compiled at most once."""
@@ -182,7 +182,7 @@ class WorldModel:
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
 
         Raises:
-            UsageError: There is no world here, or of a newer format.
+            UsageError: There is no world here, or of another format.
             CorruptFileError: A file is damaged.
         """
         folder = Path(folder)
@@ -193,8 +193,8 @@ class WorldModel:
         version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:
             raise UsageError(
-                f"{path} is of format {version}, this version of worldvq reads format {FORMAT_VERSION}: use the version "
-                "that wrote it, or train the world again"
+                f"{path} is of format {version}, this version of worldvq reads format {FORMAT_VERSION}: use the "
+                "version that wrote it, or train the world again"
             )
         where = resolve_device(device)
         try:
