@@ -27,7 +27,9 @@ data_app = typer.Typer(help="Look at a dataset, check it, draw it.", no_args_is_
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
 
-ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A YAML file, or a shipped one: maze, doom, dmlab, tiny.")]
+ConfigOption = Annotated[
+    str, typer.Option("--config", "-c", help="A YAML file, or a shipped one: maze, doom, dmlab, tiny.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="For instance tokenizer.width=64")
 ]

@@ -62,9 +62,9 @@ class RecordConfig(_Config):
 class QuantizerConfig(_Config):
     """The codebook of the VQ-VAE, and how it is learned."""
 
-    kind: Literal["ema", "sgd", "fsq"] = "ema"
-    """Codes by moving averages (van den Oord et al. 2017, appendix A.1), by gradient (eq. 3 there), or fixed:
-    finite scalar quantization (Mentzer et al. 2023)."""
+    kind: Literal["ema", "sgd", "fsq"] = "sgd"
+    """Codes by gradient (van den Oord et al. 2017, eq. 3), by moving averages (appendix A.1 there), or fixed: finite
+    scalar quantization (Mentzer et al. 2023). docs/tokenizers.md compares them."""
     num_codes: PositiveInt = 512
     code_dim: PositiveInt = 32
     commitment_cost: NonNegativeFloat = 0.25

@@ -24,7 +24,7 @@ SMALL = TokenizerConfig(
     width=8,
     encoder_blocks=1,
     decoder_blocks=1,
-    quantizer=QuantizerConfig(num_codes=16, code_dim=4, revive_after=2),
+    quantizer=QuantizerConfig(kind="ema", num_codes=16, code_dim=4, revive_after=2),
 )
 
 

@@ -41,6 +41,7 @@ class Prior(nn.Module, ABC):
 
     grid: tuple[int, int]
     num_codes: int
+    embed: nn.Embedding
 
     @abstractmethod
     def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:

@@ -44,7 +44,8 @@ def make_steps(tokenizer: Tokenizer, dynamics: Dynamics, compile: bool) -> Steps
     on_gpu = next(dynamics.parameters()).is_cuda
     observe = torch.compile(dynamics.observe, dynamic=False)
     mode = "reduce-overhead" if on_gpu else None  # CUDA graphs
-    logits, decode = (torch.compile(part, mode=mode, dynamic=False) for part in (dynamics.prior, tokenizer.decode))
+    logits = torch.compile(dynamics.prior, mode=mode, dynamic=False)
+    decode = torch.compile(tokenizer.decode, mode=mode, dynamic=False)
     if not on_gpu:
         return Steps(observe, logits, decode)
 
