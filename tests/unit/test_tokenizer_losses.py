@@ -41,7 +41,7 @@ SMALL = TokenizerConfig(
     width=8,
     encoder_blocks=1,
     decoder_blocks=1,
-    quantizer=QuantizerConfig(num_codes=16, code_dim=4),
+    quantizer=QuantizerConfig(kind="ema", num_codes=16, code_dim=4),
 )
 
 
