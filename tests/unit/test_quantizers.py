@@ -139,7 +139,7 @@ def test_levels_give_the_sizes_and_survive_a_round_trip():
         ({"kind": "fsq", "levels": [8], "gradient": "rotation"}, "gradient rotation means nothing to kind fsq"),
         ({"kind": "fsq", "levels": [8], "cosine": True}, "cosine True means nothing to kind fsq"),
         ({"kind": "sgd", "decay": 0.9}, "decay 0.9 means nothing to kind sgd: leave it out, or 0.99"),
-        ({"levels": [8, 8]}, "levels (8, 8) means nothing to kind ema"),
+        ({"levels": [8, 8]}, "levels (8, 8) means nothing to kind sgd"),
         ({"kind": "lfq"}, "kind"),
     ],
 )
