@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from compare_tokenizers import NUM_SHOWN, rebuild, sheet
+from compare_tokenizers import NUM_SHOWN, publish, rebuild
 from race import Entrant, race
 from torch import Tensor
 
-from worldvq.atomic import write_atomic
 from worldvq.config import ExperimentConfig, load_config, override
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
@@ -31,7 +29,6 @@ from worldvq.metrics import psnr, squared_error, ssim
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.world import resolve_device
 from worldvq.regions import small_region_recall
-from worldvq.render import save_png
 from worldvq.tokenizer_losses import make_tokenizer_loss
 from worldvq.train import resolve_precision
 
@@ -131,11 +128,7 @@ def main() -> None:
         _, rebuilt = rebuild(tokenizer, real, device)
         results.append(measure(weight, clips, rebuilt, entrant))
         rows[f"motion {weight:g}"] = rebuilt[shown]
-    found = {"about": about, "config": config.model_dump(mode="json"), "results": [vars(r) for r in results]}
-    write_atomic(arguments.out / "table.json", json.dumps(found, indent=1).encode())
-    write_atomic(arguments.out / "table.md", table(results, about).encode())
-    save_png(arguments.out / "sheet.png", sheet(rows))
-    print("\n" + table(results, about))
+    publish(arguments.out, about, config, results, table(results, about), rows)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -123,6 +124,17 @@ def sheet(rows: dict[str, Tensor]) -> np.ndarray:
     return grid(drawn)
 
 
+def publish(
+    out: Path, about: str, config: ExperimentConfig, results: Sequence[Any], table: str, rows: dict[str, Tensor]
+) -> None:
+    """Write table.json, table.md and sheet.png below ``out``, and print the table."""
+    found = {"about": about, "config": config.model_dump(mode="json"), "results": [vars(r) for r in results]}
+    write_atomic(out / "table.json", json.dumps(found, indent=1).encode())
+    write_atomic(out / "table.md", table.encode())
+    save_png(out / "sheet.png", sheet(rows))
+    print("\n" + table)
+
+
 def main() -> None:
     """Train, measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -162,11 +174,7 @@ def main() -> None:
         rates = {"images_per_second": entrant.frames_per_second, "steps": entrant.steps}
         results.append(measure(name, tokenizer, real, tokens, rebuilt, **rates))
         rows[name] = rebuilt[shown]
-    found = {"about": about, "config": config.model_dump(mode="json"), "results": [vars(r) for r in results]}
-    write_atomic(arguments.out / "table.json", json.dumps(found, indent=1).encode())
-    write_atomic(arguments.out / "table.md", table(results, about).encode())
-    save_png(arguments.out / "sheet.png", sheet(rows))
-    print("\n" + table(results, about))
+    publish(arguments.out, about, config, results, table(results, about), rows)
 
 
 if __name__ == "__main__":

@@ -86,17 +86,9 @@ class PixelCNN(Prior):
         )
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(config.width, num_codes))
 
-    def _conditioning(self, context: Tensor | None) -> Tensor:
-        """Position and context of every place, s in eq. 4: (B or 1, h, w, width)."""
-        if (context is None) != (self.from_context is None):
-            raise ValueError("this prior was built " + ("with" if self.from_context else "without") + " a context")
-        if self.from_context is None or context is None:
-            return self.position[None]
-        return self.position + self.from_context(context)
-
     def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
         """Return logits (B, h, w, K); see :meth:`Prior.forward`."""
-        conditioning = self._conditioning(context)
+        conditioning = self._conditioning(context)  # s in eq. 4
         vertical = horizontal = self.embed(tokens)  # (B, h, w, C)
         skips = vertical.new_zeros(())
         for layer in self.layers:

@@ -42,6 +42,16 @@ class Prior(nn.Module, ABC):
     grid: tuple[int, int]
     num_codes: int
     embed: nn.Embedding
+    position: Tensor
+    from_context: nn.Linear | None
+
+    def _conditioning(self, context: Tensor | None) -> Tensor:
+        """What every place is told of its position and context: (B or 1, ..., width) of context (B, ..., D)."""
+        if (context is None) != (self.from_context is None):
+            raise ValueError("this prior was built " + ("with" if self.from_context else "without") + " a context")
+        if self.from_context is None or context is None:
+            return self.position[None]
+        return self.position + self.from_context(context)
 
     @abstractmethod
     def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:

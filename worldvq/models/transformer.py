@@ -34,12 +34,8 @@ class TransformerPrior(Prior):
         self.causal: Tensor
 
     def _conditioning(self, context: Tensor | None) -> Tensor:
-        """Position and context of every place: (B or 1, N, width)."""
-        if (context is None) != (self.from_context is None):
-            raise ValueError("this prior was built " + ("with" if self.from_context else "without") + " a context")
-        if self.from_context is None or context is None:
-            return self.position[None]
-        return self.position + self.from_context(context.flatten(1, 2))
+        """Position and context of every place in raster order: (B or 1, N, width)."""
+        return super()._conditioning(None if context is None else context.flatten(1, 2))
 
     def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
         """Return logits (B, h, w, K); see :meth:`Prior.forward`."""
