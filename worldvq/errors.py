@@ -1,8 +1,9 @@
-"""The two ways in which a run ends early, and the exit codes that go with them."""
+"""The ways in which a run ends early, and the exit codes that go with them."""
 
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -26,6 +27,15 @@ class RunError(WorldVQError, RuntimeError):
 
 class CorruptFileError(RunError):
     """A file does not hold what its index or manifest says. The message names the file."""
+
+
+class Stopped(WorldVQError):
+    """A signal asked the process to end. What was done is saved; the exit code is 128 + the signal's number."""
+
+    def __init__(self, signum: int):
+        self.signum = signum
+        self.exit_code = 128 + signum
+        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again to continue")
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -1,12 +1,10 @@
-"""Files that a crash cannot spoil: atomic safetensors, a hashed index, JSON records and a lock."""
+"""Files that a crash cannot spoil: atomic safetensors, a hashed index and JSON records."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,11 +18,6 @@ from worldvq.atomic import disk_errors, write_atomic
 from worldvq.config import NonNegativeInt, build
 from worldvq.errors import CorruptFileError, RunError, UsageError
 from worldvq.types import Episode
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover (Windows: a second writer is not noticed there)
-    fcntl = None
 
 MAX_HEADER = 16 * 2**20
 _DTYPES = {"U8": "u1", "BOOL": "?", "U16": "<u2", "I32": "<i4", "I64": "<i8", "F32": "<f4"}
@@ -194,28 +187,3 @@ def read_index(path: Path) -> tuple[list[IndexEntry], int]:
             raise CorruptFileError(f"{source}: episode {entry.number} is listed twice")
         entries[entry.number] = entry
     return list(entries.values()), whole
-
-
-class Lock:
-    """An advisory lock on a folder, released by the system when its owner dies."""
-
-    def __init__(self, folder: Path) -> None:
-        """Take the lock; a :class:`RunError` names the owner where somebody holds it."""
-        with disk_errors(folder / ".lock"):
-            self._file = (folder / ".lock").open("a+", encoding="utf-8")
-        try:
-            if fcntl is not None:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.seek(0)
-            owner = self._file.read(200).strip() or "another process"
-            self._file.close()
-            raise RunError(f"{folder}: {owner} is writing to it; wait for it or choose another folder") from None
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
-
-    def release(self) -> None:
-        """Let the next writer in."""
-        self._file.close()

@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel
 
 from worldvq.atomic import disk_errors, sync_folder, write_atomic
-from worldvq.data.files import IndexEntry, Lock, load_json, read_index
+from worldvq.data.files import IndexEntry, load_json, read_index
 from worldvq.errors import CorruptFileError, UsageError
+from worldvq.lock import Lock
 from worldvq.types import ActionSpace
 
 INDEX = "index.jsonl"
