@@ -29,7 +29,7 @@ class CorruptFileError(RunError):
     """A file does not hold what its index or manifest says. The message names the file."""
 
 
-class Stopped(WorldVQError):
+class StoppedError(WorldVQError):
     """A signal asked the process to end. What was done is saved; the exit code is 128 + the signal's number."""
 
     def __init__(self, signum: int):

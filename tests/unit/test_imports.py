@@ -4,7 +4,15 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LOW = ("worldvq", "worldvq.types", "worldvq.config", "worldvq.errors", "worldvq.atomic", "worldvq.lock", "worldvq.registration")
+LOW = (
+    "worldvq",
+    "worldvq.types",
+    "worldvq.config",
+    "worldvq.errors",
+    "worldvq.atomic",
+    "worldvq.lock",
+    "worldvq.registration",
+)
 MAY_IMPORT = {
     "worldvq.nn": (*LOW, "worldvq.nn"),
     "worldvq.data": (*LOW, "worldvq.data"),

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.numpy import save
 
-from worldvq.atomic import disk_errors, write_atomic
+from worldvq.atomic import write_atomic
 from worldvq.config import NonNegativeInt, build
 from worldvq.errors import CorruptFileError, RunError, UsageError
 from worldvq.types import Episode
