@@ -7,6 +7,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="repeat the fault tests at many more random points")
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def slow(request):
+    """Whether to try many more random points than there is time for in every run."""
+    return request.config.getoption("--slow")
