@@ -50,6 +50,10 @@ class IndexEntry(Record):
             raise ValueError(f"the file of episode {self.number} is {file_name(self.number)}, got {self.file!r}")
         return self
 
+    def to_line(self) -> bytes:
+        """Return the line of the index, newline included."""
+        return self.model_dump_json().encode() + b"\n"
+
 
 def file_name(number: int) -> str:
     """Path of an episode's file inside its store."""

@@ -26,7 +26,7 @@ from worldvq.config import EnvConfig, RecordConfig
 from worldvq.data.episodes import DatasetMeta, EpisodeStore, write_episode
 from worldvq.data.files import IndexEntry, file_name, read_index
 from worldvq.data.policies import Stream, check_action, check_policy, load_function, make_policy
-from worldvq.data.store import INDEX
+from worldvq.data.shards import INDEX
 from worldvq.errors import RunError, UsageError, WorldVQError
 from worldvq.types import ActionSpace, Episode
 

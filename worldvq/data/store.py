@@ -17,11 +17,11 @@ from pydantic import BaseModel
 
 from worldvq.atomic import disk_errors, sync_folder, write_atomic
 from worldvq.data.files import IndexEntry, load_json, read_index
+from worldvq.data.shards import INDEX, Shard, merge_shards, shard_indexes
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.lock import Lock
 from worldvq.types import ActionSpace
 
-INDEX = "index.jsonl"
 Split = Literal["train", "heldout", "all"]
 M = TypeVar("M", bound=BaseModel)
 
@@ -40,8 +40,8 @@ class Store(Generic[M]):
     what: ClassVar[str]
     how_to_make: ClassVar[str]
 
-    def __init__(self, path: Path, meta: M, entries: list[IndexEntry], lock: Lock | None) -> None:
-        self.path, self.meta, self._lock = path, meta, lock
+    def __init__(self, path: Path, meta: M, entries: list[IndexEntry], locks: list[Lock] | None = None) -> None:
+        self.path, self.meta, self._locks, self._shard = path, meta, locks or [], Shard()
         self._entries = {entry.number: entry for entry in sorted(entries, key=lambda entry: entry.number)}
 
     @classmethod
@@ -49,22 +49,31 @@ class Store(Generic[M]):
         """Open for reading.
 
         Raises:
-            UsageError: There is no such store; the message says how to make one.
+            UsageError: There is no such store, or only shards that are not merged; the message says what to do.
             CorruptFileError: The description or the index cannot be read.
         """
         path = Path(path)
         if not (path / cls.meta_file).is_file():
             problem = f"holds no {cls.what} (no {cls.meta_file})" if path.exists() else f"no such {cls.what}"
             raise UsageError(f"{path}: {problem}; make one with: {cls.how_to_make}")
+        if not (path / INDEX).exists() and (shards := shard_indexes(path)):
+            raise UsageError(f"{path} holds {len(shards)} shards that are not merged: worldvq data merge {path}")
         meta: Any = load_json(cls.meta_type, (path / cls.meta_file).read_bytes(), str(path / cls.meta_file))
-        return cls(path, meta, read_index(path / INDEX)[0], None)
+        return cls(path, meta, read_index(path / INDEX)[0])
 
     @classmethod
-    def create(cls, path: str | Path, meta: M) -> Self:
+    def create(cls, path: str | Path, meta: M, shard: Shard = Shard()) -> Self:  # noqa: B008 (frozen)
         """Open for writing and reading; a store that is there already with the same ``meta`` is continued.
 
+        Args:
+            path: The folder; made if it is missing.
+            meta: What the store is made from.
+            shard: Write only this shard's episodes, beside the writers of other shards. It holds what it listed itself
+                and what was merged before; ``merge`` makes it whole.
+
         Raises:
-            UsageError: The folder holds something else, or a store with another ``meta`` (the differences are named).
+            UsageError: The folder holds something else, a store with another ``meta`` (the differences are named), or
+                shards of another division that are not merged.
             RunError: Another process is writing to it.
         """
         path = Path(path)
@@ -72,26 +81,40 @@ class Store(Generic[M]):
             raise UsageError(f"{path} holds other files and no {cls.what}; give a new or an empty folder")
         with disk_errors(path):
             (path / "episodes").mkdir(parents=True, exist_ok=True)
-        lock = Lock(path)
+        locks = [Lock(path, shared=not shard.is_whole)]
         try:
-            for stale in (*path.glob(".*.tmp"), *(path / "episodes").glob(".*.tmp")):
+            if not shard.is_whole:
+                locks.append(Lock(path, shard.lock_name))
+            if others := [other for other in shard_indexes(path).values() if other.count != shard.count]:
+                raise UsageError(f"{path} holds shard {others[0]}, not merged: worldvq data merge {path}")
+            for stale in _stale_files(path, shard):
                 stale.unlink(missing_ok=True)
             if (path / cls.meta_file).is_file():
-                store = cls.open(path)
-                differences = _differences(store.meta.model_dump(mode="json"), meta.model_dump(mode="json"))
+                found: Any = load_json(cls.meta_type, (path / cls.meta_file).read_bytes(), str(path / cls.meta_file))
+                differences = _differences(found.model_dump(mode="json"), meta.model_dump(mode="json"))
                 if differences:
                     raise UsageError(f"{path} was made otherwise: {'; '.join(differences)}; give another folder")
+                meta = found
             else:
                 write_atomic(path / cls.meta_file, (meta.model_dump_json(indent=2) + "\n").encode())
-                store = cls(path, meta, [], None)
-            _, whole = read_index(path / INDEX)
-            if (path / INDEX).exists():
-                os.truncate(path / INDEX, whole)
+            own, whole = read_index(path / shard.index_name)
+            if (path / shard.index_name).exists():
+                os.truncate(path / shard.index_name, whole)
+            merged = [] if shard.is_whole else read_index(path / INDEX)[0]
+            numbers = {entry.number for entry in own}
+            store = cls(path, meta, own + [entry for entry in merged if entry.number not in numbers], locks)
         except BaseException:
-            lock.release()
+            for lock in locks:
+                lock.release()
             raise
-        store._lock = lock
+        store._shard = shard
         return store
+
+    @classmethod
+    def merge(cls, path: str | Path) -> Self:
+        """Merge the shards of a store into its index (see :func:`worldvq.data.shards.merge_shards`); open it."""
+        merge_shards(Path(path))
+        return cls.open(path)
 
     def __enter__(self) -> Self:
         """Return the store itself."""
@@ -102,10 +125,9 @@ class Store(Generic[M]):
         self.close()
 
     def close(self) -> None:
-        """Release the lock, if this store holds it."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        """Release the locks, if this store holds any."""
+        while self._locks:
+            self._locks.pop().release()
 
     def __contains__(self, number: int) -> bool:
         """Whether this episode is committed."""
@@ -170,8 +192,8 @@ class Store(Generic[M]):
         """
         self._check_free(entry.number)
         self._map(entry)
-        index = self.path / INDEX
-        line = entry.model_dump_json().encode() + b"\n"
+        index = self.path / self._shard.index_name
+        line = entry.to_line()
         with disk_errors(index), index.open("ab", buffering=0) as file:
             before = file.tell()
             try:
@@ -188,10 +210,12 @@ class Store(Generic[M]):
 
     def _check_free(self, number: int) -> None:
         """Refuse to write over an episode, or without the lock."""
-        if self._lock is None:
+        if not self._locks:
             raise UsageError(f"{self.path} is open for reading only; {type(self).__name__}.create opens it for writing")
         if number in self._entries:
             raise UsageError(f"{self.path}: episode {number} is already recorded")
+        if not self._shard.owns(number):
+            raise UsageError(f"{self.path}: episode {number} is not one of shard {self._shard}")
 
     def _map(self, entry: IndexEntry) -> Any:
         """Map an episode's file and check names, dtypes and shapes; raises CorruptFileError."""
@@ -222,7 +246,17 @@ class Store(Generic[M]):
 
 def _strangers(path: Path) -> list[str]:
     """Names in a folder that creating a store there would not have left behind."""
-    return [file.name for file in path.iterdir() if file.name not in (".lock", "episodes") and file.suffix != ".tmp"]
+    names = [file.name for file in path.iterdir() if file.name != "episodes" and file.suffix != ".tmp"]
+    return [name for name in names if not name.startswith(".lock")]
+
+
+def _stale_files(path: Path, shard: Shard) -> list[Path]:
+    """What a writer that crashed left half-written; of a shard only its own, others may be at work."""
+    if shard.is_whole:
+        return [*path.glob(".*.tmp"), *(path / "episodes").glob(".*.tmp")]
+    stale = (path / "episodes").glob(".*.safetensors.*.tmp")
+    numbers = {file: file.name[1:].partition(".")[0] for file in stale}
+    return [file for file, number in numbers.items() if number.isdecimal() and shard.owns(int(number))]
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:

@@ -50,8 +50,8 @@ class TokenStore(Store[TokenMeta]):
     what: ClassVar = "token store"
     how_to_make: ClassVar = "worldvq tokenize --tokenizer DIR --data DIR --out DIR"
 
-    def __init__(self, path: Path, meta: TokenMeta, entries: list[IndexEntry], lock: Any) -> None:
-        super().__init__(path, meta, entries, lock)
+    def __init__(self, path: Path, meta: TokenMeta, entries: list[IndexEntry], *locks: Any) -> None:
+        super().__init__(path, meta, entries, *locks)
         self._action_space = ActionSpace.from_json(meta.dataset.action_space)
         self._held = {entry.number: self._load(entry) for entry in entries}
 
