@@ -57,6 +57,8 @@ class RecordConfig(_Config):
     heldout_every: PositiveInt = 10
     """Episode n is held out when n % heldout_every == heldout_every - 1."""
     compression: Literal["none", "zstd"] = "none"
+    timeout: PositiveFloat = 60.0
+    """Seconds that an environment may take to be built, reset or stepped; then its worker is killed and replaced."""
 
 
 class QuantizerConfig(_Config):

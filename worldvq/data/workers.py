@@ -1,0 +1,258 @@
+"""The recorder's pool of worker processes: deadlines, sequence numbers, and a clean end for whatever they do.
+
+Gymnasium's AsyncVectorEnv waits for ever on an environment that hangs or dies, and can hand out a reply that belongs to
+an earlier request. Here every job has a number of its own, a worker that does not move within its deadline is killed
+with all that it started, and what it had played so far is read from its spool.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from worldvq.config import EnvConfig, RecordConfig
+from worldvq.data import janitor
+from worldvq.data.files import IndexEntry
+from worldvq.data.playing import PROBE, work
+from worldvq.data.spool import Phase, Spool
+from worldvq.errors import RunError, UsageError
+from worldvq.types import ActionSpace, Episode
+
+START_SECONDS = 120.0
+"""How long a process may take to come up and import what it needs, before it touches an environment."""
+CLOSE_SECONDS = 3.0
+"""How long environments have to close at the end."""
+POLL_SECONDS = 0.1
+FAILED_STARTS = 3
+"""After how many workers in a row that did not come up there is no point in another one."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """An episode to play, for the first, second or third time."""
+
+    number: int
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What became of a job whose worker failed.
+
+    Attributes:
+        job: The job.
+        seed: The seed of its episode.
+        error: The environment's own error, or how its process ended, in one line.
+        episode: What was played, or None where there was not one transition.
+    """
+
+    job: Job
+    seed: int
+    error: str
+    episode: Episode | None
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    spool: Spool
+    scratch: Path
+    jobs: dict[int, Job] = field(default_factory=dict)
+    action_space: ActionSpace | None = None
+    touched: int = -1
+    moved: float = field(default_factory=time.monotonic)
+
+
+class Pool:
+    """Worker processes that play episodes. Frames never pass through pipes: workers write their own files.
+
+    A job ends in an :class:`~worldvq.data.files.IndexEntry` or a :class:`Failure`, whose worker is replaced.
+    """
+
+    def __init__(self, stream: str, env: EnvConfig, config: RecordConfig, out: Path):
+        """Start nothing yet but what cleans up; arguments as of :func:`worldvq.data.record.record`."""
+        self._arguments = (stream, env, config, out)
+        self._config, self._env = config, env
+        self._workers: dict[Connection, _Worker] = {}
+        self._sequence = 0
+        self._failed_starts = 0
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        self._context: Any = multiprocessing.get_context(method)
+        if method == "forkserver":  # a worker is then replaced at once: what it imports is there
+            self._context.set_forkserver_preload(["worldvq.data.playing"])
+        self._scratch = Path(tempfile.mkdtemp(prefix="worldvq-"))
+        # Isolated and without site packages: it outlives this process by a blink, and must not fail.
+        command = [sys.executable, "-I", "-S", str(Path(janitor.__file__))]
+        self._janitor = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+        self._tell(f"folder {self._scratch}")
+
+    def _tell(self, line: str) -> None:
+        assert self._janitor.stdin is not None
+        with suppress(OSError):  # without it, all that is lost is the cleaning up after a SIGKILL
+            self._janitor.stdin.write(line + "\n")
+            self._janitor.stdin.flush()
+
+    def start(self) -> None:
+        """Start one more worker."""
+        self._sequence += 1
+        scratch = self._scratch / str(self._sequence)
+        scratch.mkdir()
+        here, there = self._context.Pipe()
+        process = self._context.Process(target=work, args=(there, str(scratch), *self._arguments), daemon=True)
+        process.start()
+        there.close()
+        self._tell(f"group {process.pid}")
+        self._workers[here] = _Worker(process, here, Spool(scratch / "spool"), scratch)
+
+    def probe(self) -> ActionSpace:
+        """Start the first worker and let it begin an episode, so that what cannot work is refused before all else.
+
+        Raises:
+            UsageError: The environment cannot be built, reset or seen, or the policy returns no action of it.
+        """
+        self.start()
+        (worker,) = self._workers.values()
+        self._send(worker, Job(PROBE))
+        while worker.jobs:
+            for result in self.results():
+                assert isinstance(result, Failure)
+                problem = f"with the policy {self._config.policy} cannot begin an episode: {result.error}"
+                raise UsageError(f"'{self._env.id}' {problem}")
+        assert worker.action_space is not None
+        return worker.action_space
+
+    @property
+    def idle(self) -> int:
+        """How many more jobs the pool takes: each worker one to play and one in hand, so that none waits for work."""
+        return sum(2 - len(worker.jobs) for worker in self._workers.values())
+
+    def give(self, job: Job) -> None:
+        """Hand a job to the worker with the fewest."""
+        self._send(min(self._workers.values(), key=lambda worker: len(worker.jobs)), job)
+
+    def _send(self, worker: _Worker, job: Job) -> None:
+        self._sequence += 1
+        worker.jobs[self._sequence] = job
+        message = {"sequence": self._sequence, "number": job.number, "attempt": job.attempt}
+        with suppress(OSError):  # it died: `results` sees that, and gives the job back
+            worker.pipe.send_bytes(json.dumps(message).encode())
+
+    def results(self) -> Iterator[IndexEntry | Failure | Job]:
+        """Yield what ended since the last call, after a short wait: entries, failures, and jobs to be given again.
+
+        Raises:
+            UsageError: The policy or the settings are at fault.
+            RunError: The disk is full, or no worker comes up any more.
+        """
+        for pipe in wait(list(self._workers), POLL_SECONDS):
+            worker = self._workers[pipe]  # type: ignore[index]
+            try:
+                message = json.loads(worker.pipe.recv_bytes())
+            except (EOFError, OSError):
+                yield from self._failed(worker, _how_it_ended(worker.process))
+                continue
+            if "error" in message:
+                yield from self._failed(worker, message["error"], message)
+            elif "action_space" in message:
+                worker.action_space = ActionSpace.from_json(message["action_space"])
+                self._failed_starts = 0
+            elif worker.jobs.pop(message["sequence"], None) and "entry" in message:
+                yield IndexEntry.model_validate(message["entry"])
+        for worker in list(self._workers.values()):
+            if late := self._late(worker):
+                yield from self._failed(worker, late)
+
+    def _late(self, worker: _Worker) -> str:
+        """Say for how long a worker has not moved, if that is longer than it may."""
+        touched, now = worker.spool.touched(), time.monotonic()
+        if touched != worker.touched:
+            worker.touched, worker.moved = touched, now
+            return ""
+        phase = worker.spool.header().phase
+        if phase in (Phase.IDLE, Phase.WRITING):  # a slow disk is nothing that another worker would mend
+            return ""
+        allowed = START_SECONDS if phase == Phase.STARTING else self._config.timeout
+        doing = {Phase.STARTING: "start", Phase.BUILDING: "be built", Phase.RESETTING: "reset"}.get(phase, "step")
+        return f"it did not {doing} within {allowed:g} s" if now - worker.moved > allowed else ""
+
+    def _failed(self, worker: _Worker, error: str, message: dict[str, Any] | None = None) -> Iterator[Failure | Job]:
+        """Kill and replace a worker; yield what became of its jobs."""
+        message = message or {}
+        self._end(worker)
+        header = worker.spool.header()
+        job = worker.jobs.pop(header.sequence, None)
+        episode = None
+        if job and job.number != PROBE and worker.action_space is not None:
+            worker.spool.set_layout(worker.action_space, self._env.size)
+            episode = worker.spool.episode({"error": error})
+        self._forget(worker)
+        if message.get("fatal"):
+            where = f"'{self._env.id}', episode {job.number}, seed {header.seed}: " if job and job.number >= 0 else ""
+            raise (UsageError if message["usage"] else RunError)(where + error)
+        if job == Job(PROBE) or Job(PROBE) in worker.jobs.values():
+            yield Failure(Job(PROBE), header.seed, error, None)
+            return
+        if job is None:
+            self._failed_starts += 1
+            if self._failed_starts >= FAILED_STARTS:
+                raise RunError(f"'{self._env.id}' did not come up {FAILED_STARTS} times in a row: {error}")
+        self.start()
+        yield from worker.jobs.values()
+        if job is not None:
+            yield Failure(job, header.seed, error, episode)
+
+    def _end(self, worker: _Worker) -> None:
+        """Kill a worker and all that it started."""
+        janitor.kill_group(worker.process.pid)
+        worker.process.kill()
+        worker.process.join(1)
+
+    def _forget(self, worker: _Worker) -> None:
+        del self._workers[worker.pipe]
+        self._tell(f"release {worker.process.pid}")
+        worker.pipe.close()
+        worker.spool.close()
+        shutil.rmtree(worker.scratch, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let environments close, end every process, and remove what they left."""
+        workers = list(self._workers.values())
+        for worker in workers:
+            worker.process.terminate()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for worker in workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+        for worker in workers:  # pipes last: a worker whose pipe ends begins to close, and SIGTERM would cut that short
+            self._end(worker)
+            self._forget(worker)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        assert self._janitor.stdin is not None
+        with suppress(OSError):
+            self._janitor.stdin.close()
+        self._janitor.wait()
+
+
+def _how_it_ended(process: Any) -> str:
+    """Say how a process died."""
+    process.join(1)
+    code = process.exitcode
+    if code is None or code >= 0:
+        return f"its process ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"its process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
