@@ -47,15 +47,21 @@ def count_and_sum(rows: Tensor, tokens: Tensor, num_codes: int) -> tuple[Tensor,
     return both[:, 0], both[:, 1:]
 
 
-def draw_rows(rows: Tensor, number: int) -> Tensor:
-    """Draw rows (number, D) of the global batch with replacement, the same on every process.
+def draw_rows(rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Draw rows of the global batch with replacement, the same on every process.
 
     Relies on equal seeds of torch's CPU generator on all processes, and on equal shares of the batch in order of rank.
+
+    Returns:
+        Rows (number, D), and whether the whole global batch is finite (() bool): both equal on all processes.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     picks = torch.randint(len(rows) * world, (number,)).to(rows.device) - rank * len(rows)
     mine = (picks >= 0) & (picks < len(rows))
-    return _sum_over_processes(rows[picks.clamp(0, len(rows) - 1)] * mine[:, None])
+    drawn = torch.where(mine[:, None], rows[picks.clamp(0, len(rows) - 1)], 0.0)
+    # One exchange for both: NaN where a row is not finite, else 0, in a row of its own.
+    shared = _sum_over_processes(torch.cat([drawn, (rows - rows).sum(0, keepdim=True)]))  # (number + 1, D)
+    return shared[:-1], shared[-1].isfinite().all()
 
 
 def k_means(rows: Tensor, means: Tensor, iterations: int, unit: bool) -> Tensor:

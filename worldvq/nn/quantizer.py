@@ -114,33 +114,36 @@ class VectorQuantizer(Quantizer):
             last = z.detach().permute(0, 2, 3, 1)  # (B, h, w, D)
             rows = last.reshape(-1, last.shape[-1])  # (N, D)
             # Drawn every step, needed or not: no process then waits to learn whether they are.
-            fresh = draw_rows(rows, self.config.num_codes) if self.training else None  # (K, D)
-            if fresh is not None:
-                self._initialize(rows, fresh)
+            drawn = draw_rows(rows, self.config.num_codes) if self.training else None  # (K, D), ()
+            if drawn is not None:
+                self._initialize(rows, *drawn)
             tokens = self._nearest(last)  # (B, h, w)
             z_q = self.lookup(tokens)  # (B, D, h, w); codes before this step's update, as in the paper
             loss = self._loss(z, z_q)
             passed = (rotation if self.config.gradient == "rotation" else straight_through)(z, z_q.detach())
-            if fresh is not None:
-                self._learn(rows, tokens.reshape(-1), fresh)
+            if drawn is not None:
+                self._learn(rows, tokens.reshape(-1), *drawn)
             return Quantized(passed, tokens, loss)
 
     @torch.no_grad()
-    def _initialize(self, rows: Tensor, fresh: Tensor) -> None:
-        """Start from encoder outputs of the first batch, or their k-means: random codes would mostly stay unused."""
-        if self.config.initialize == "kmeans" and not self._seen_initialized:
-            if not self.initialized:
-                fresh = k_means(rows, fresh, KMEANS_ITERATIONS, self.config.cosine)
-            self._seen_initialized = True
-        self._replace((~self.initialized).expand(len(fresh)), fresh)
-        self.initialized.fill_(True)
+    def _initialize(self, rows: Tensor, fresh: Tensor, finite: Tensor) -> None:
+        """Start from encoder outputs of the first batch, or their k-means: random codes would mostly stay unused.
 
-    def _revive(self, count: Tensor, fresh: Tensor) -> None:
+        Like ``_learn``, does nothing for a batch that is not all ``finite`` (() bool): told without a look at the device.
+        """
+        if self.config.initialize == "kmeans" and not self._seen_initialized:
+            self._seen_initialized = bool(self.initialized)
+            if not self._seen_initialized:
+                fresh = k_means(rows, fresh, KMEANS_ITERATIONS, self.config.cosine)
+        self._replace((~self.initialized & finite).expand(len(fresh)), fresh)
+        self.initialized.logical_or_(finite)
+
+    def _revive(self, count: Tensor, fresh: Tensor, finite: Tensor) -> None:
         """Replace codes that nothing was nearest to for ``revive_after`` steps; ``count`` (K,) is this step's use."""
-        self.unused_steps.add_(1).masked_fill_(count > 0, 0)
-        dead = self.unused_steps >= self.config.revive_after  # (K,)
-        self._replace(dead, fresh)
-        self.unused_steps.masked_fill_(dead, 0)
+        unused = torch.where(count > 0, 0, self.unused_steps + 1)  # (K,)
+        dead = unused >= self.config.revive_after  # (K,)
+        self._replace(dead & finite, fresh)
+        self.unused_steps.copy_(torch.where(finite, unused.masked_fill(dead, 0), self.unused_steps))
 
     @abstractmethod
     def _replace(self, which: Tensor, codes: Tensor) -> None:
@@ -151,7 +154,7 @@ class VectorQuantizer(Quantizer):
         """Second and third term of eq. 3, weighted."""
 
     @abstractmethod
-    def _learn(self, rows: Tensor, tokens: Tensor, fresh: Tensor) -> None:
+    def _learn(self, rows: Tensor, tokens: Tensor, fresh: Tensor, finite: Tensor) -> None:
         """Update what is not learned by gradients from rows (N, D) and their tokens (N,)."""
 
 
@@ -177,16 +180,18 @@ class EMAQuantizer(VectorQuantizer):
         self.ema_count.copy_(torch.where(which, weight, self.ema_count))
 
     @torch.no_grad()
-    def _learn(self, rows: Tensor, tokens: Tensor, fresh: Tensor) -> None:
+    def _learn(self, rows: Tensor, tokens: Tensor, fresh: Tensor, finite: Tensor) -> None:
         """N <- gamma N + (1 - gamma) n, m <- gamma m + (1 - gamma) sum z, e = m / N."""
         count, total = count_and_sum(rows, tokens, self.config.num_codes)
-        self.ema_count.lerp_(count, 1 - self.config.decay)
-        self.ema_sum.lerp_(total, 1 - self.config.decay)
+        finite = finite & total.isfinite().all()
+        self.ema_count.lerp_(torch.where(finite, count, self.ema_count), 1 - self.config.decay)
+        self.ema_sum.lerp_(torch.where(finite, total, self.ema_sum), 1 - self.config.decay)
         # Laplace smoothing keeps a code that is rarely used where it is instead of dividing by nearly nothing.
         weight = self.ema_count.sum()
         smoothed = (self.ema_count + 1e-5) / (weight + self.config.num_codes * 1e-5) * weight
-        self.codebook.copy_(self._unit(self.ema_sum / smoothed.clamp_min(1e-8)[:, None]))
-        self._revive(count, fresh)
+        moved = self._unit(self.ema_sum / smoothed.clamp_min(1e-8)[:, None])
+        self.codebook.copy_(torch.where(finite, moved, self.codebook))
+        self._revive(count, fresh, finite)
 
 
 class SGDQuantizer(VectorQuantizer):
@@ -217,8 +222,8 @@ class SGDQuantizer(VectorQuantizer):
         self.table.weight.copy_(torch.where(which[:, None], codes, self.table.weight))
 
     @torch.no_grad()
-    def _learn(self, rows: Tensor, tokens: Tensor, fresh: Tensor) -> None:
-        self._revive(count_and_sum(rows, tokens, self.config.num_codes)[0], fresh)
+    def _learn(self, rows: Tensor, tokens: Tensor, fresh: Tensor, finite: Tensor) -> None:
+        self._revive(count_and_sum(rows, tokens, self.config.num_codes)[0], fresh, finite)
 
 
 class FiniteScalarQuantizer(Quantizer):
