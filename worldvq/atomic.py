@@ -11,22 +11,58 @@ from pathlib import Path
 
 from worldvq.errors import RunError
 
+try:
+    import resource
+except ImportError:  # pragma: no cover (Windows has no such limits)
+    resource = None
+
 FREE_RESERVE = 32 * 2**20
 """Bytes that writing leaves free on the disk."""
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError while writing into a RunError that names the file and, on a full disk, the free bytes."""
+    """Turn an OSError while writing into a RunError that names the file and, where space ran out, what is left."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free
-            raise RunError(
-                f"{path}: the disk is full ({free:,} bytes free); free some space and run it again"
-            ) from error
-        raise RunError(f"{path}: cannot write: {error.strerror or error}") from error
+            reason = f"the disk is full ({free_space(path):,} bytes free); free some space and run it again"
+        elif error.errno == errno.EFBIG:
+            most = resource.getrlimit(resource.RLIMIT_FSIZE)[0] if resource else -1
+            reason = (
+                f"the file would grow over the limit of {most:,} bytes ({free_space(path):,} bytes free on the disk); "
+                "raise it (ulimit -f) and run it again"
+            )
+        else:
+            reason = f"cannot write: {error.strerror or error}"
+        raise RunError(f"{path}: {reason}") from error
+
+
+def free_space(path: Path) -> int:
+    """Bytes free where a file is, or is to be."""
+    folder = next(folder for folder in path.absolute().parents if folder.is_dir())
+    return shutil.disk_usage(folder).free
+
+
+def check_space(path: Path, size: int) -> None:
+    """Refuse to write ``size`` bytes where little would be left.
+
+    Raises:
+        RunError: Names the file and the free bytes.
+    """
+    free = free_space(path)
+    if free < size + FREE_RESERVE:
+        raise RunError(
+            f"{path}: the disk is full: {size:,} bytes needed and {FREE_RESERVE:,} in reserve, {free:,} bytes free; "
+            "free some space and run it again"
+        )
+
+
+def remove_stale(folder: Path, name: str = "*") -> None:
+    """Remove what a writer that was killed left half-written of files in a folder; for its only writer."""
+    for path in folder.glob(f".{name}.*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -46,12 +82,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
+        check_space(path, len(data))
         path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        if free < len(data) + FREE_RESERVE:
-            raise RunError(
-                f"{path}: the disk is full: {len(data):,} bytes needed and {FREE_RESERVE:,} in reserve, {free:,} free"
-            )
         try:
             with temporary.open("wb") as file:
                 file.write(data)

@@ -8,10 +8,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import platform
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +27,16 @@ from torch import Tensor
 
 import worldvq
 from worldvq import metrics
-from worldvq.atomic import write_atomic
+from worldvq.atomic import disk_errors, write_atomic
 from worldvq.config import EvaluateConfig
 from worldvq.data.clips import heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import UsageError
+from worldvq.lock import Lock
+from worldvq.parts import Part, Parts
+from worldvq.processes import Processes
 from worldvq.report import Rollouts, write_page
-from worldvq.scores import Collected, summarize
+from worldvq.scores import summarize
 from worldvq.types import ActionSpace, TokenClip
 
 if TYPE_CHECKING:
@@ -38,9 +45,55 @@ if TYPE_CHECKING:
 NUM_SHOWN = 4
 """Clips in the rollout video."""
 
+SHOWN = ("real", "reconstruction", "imagined", "actions")
+"""What is kept of them."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is evaluated. Part i is batch i of the clips; it depends on nothing but this.
+
+    Attributes:
+        world: The world model.
+        store: The dataset.
+        config: The protocol.
+        ids: (n, 2) episode and first frame of each clip.
+        horizons: Imagined frames at which the Fréchet distance looks; none without the extra.
+        notes: For the reader of the report.
+    """
+
+    world: WorldModel
+    store: EpisodeStore
+    config: EvaluateConfig
+    ids: np.ndarray
+    horizons: list[int]
+    notes: list[str]
+
+    @property
+    def num_frames(self) -> int:
+        return self.config.context + self.config.horizon
+
+    @property
+    def num_parts(self) -> int:
+        return math.ceil(len(self.ids) / self.config.batch_size)
+
+    def key(self) -> str:
+        """Hash of all that the numbers depend on."""
+        about = {
+            "world": self.world.hash(),
+            "protocol": self.config.model_dump(mode="json"),
+            "dataset": [self.store.meta.model_dump(mode="json"), [entry.sha256 for entry in self.store.entries]],
+            "horizons": self.horizons,
+            "versions": _versions(),
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
 
 def evaluate(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, progress: bool = True) -> dict[str, Any]:
     """Score a world on held-out clips; writes ``report.json``, ``index.html``, ``rollout.mp4`` and ``strip.png``.
+
+    What a run that was ended has finished is kept in ``out``, and used by the next of the same world, protocol and
+    dataset. Processes that were started together (``accelerate launch``) share the batches through that folder.
 
     Args:
         world: The world model.
@@ -50,56 +103,86 @@ def evaluate(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, p
         progress: Show a progress bar and notes on stderr.
 
     Returns:
-        The report, as in ``report.json``.
+        The report, as in ``report.json``; in every process.
 
     Raises:
         UsageError: The dataset does not fit the world, or has no held-out windows that are long enough.
+        RunError: Another run is writing to ``out``, or something cannot be written.
     """
     begun = time.monotonic()
-    console = Console(stderr=True, quiet=not progress)
-    with EpisodeStore.open(data) as store:
-        check_fits(world, store)
-        ids = heldout_clips(store, config.clips, config.context + config.horizon, config.seed)
-        if len(ids) < 2:
-            raise UsageError(f"{data} has {len(ids)} held-out window for evaluate.clips, two are needed: record more")
-        notes = []
-        if len(ids) < config.clips:
-            notes.append(
-                f"the held-out episodes have {len(ids)} windows, evaluate.clips = {config.clips} were asked for"
-            )
-        horizons = sorted({1, math.ceil(config.horizon / 2), config.horizon})
-        try:
-            metrics.efflite0_features(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
-        except UsageError as error:
-            notes.append(str(error))
-            horizons = []
-        for note in notes:
+    processes = Processes()
+    console = Console(stderr=True, quiet=not (progress and processes.is_first))
+    with EpisodeStore.open(data) as store, contextlib.ExitStack() as stack:
+        plan = _plan(world, store, config)
+        for note in plan.notes:
             console.print(f"note: {note}", highlight=False)
-        collected = _collect(world, store, ids, config, horizons, console)
-        env_id = store.meta.env.id
-    report = summarize(collected, config, horizons)
+        parts = Parts(out, plan.key())
+        if processes.is_first:
+            with disk_errors(out):
+                out.mkdir(parents=True, exist_ok=True)
+            stack.callback(Lock(out).release)
+            parts.prepare()
+        processes.follow_first()
+        missing = [number for number in range(processes.index, plan.num_parts, processes.count) if number not in parts]
+        for number, part in _collect(plan, missing, console):
+            parts.write(number, part)
+        processes.gather()
+        if processes.is_first:
+            _write(plan, parts.join(plan.num_parts), out, begun)
+            parts.remove()
+    processes.follow_first()
+    report = json.loads((out / "report.json").read_text())
+    processes.gather()  # the first one may keep the counters: it stays until all have read
+    return report
+
+
+def _plan(world: WorldModel, store: EpisodeStore, config: EvaluateConfig) -> _Plan:
+    """Choose the clips, and say what falls short."""
+    check_fits(world, store)
+    ids = heldout_clips(store, config.clips, config.context + config.horizon, config.seed)
+    if len(ids) < 2:
+        raise UsageError(f"{store.path} has {len(ids)} held-out window for evaluate.clips, two are needed: record more")
+    notes = []
+    if len(ids) < config.clips:
+        notes.append(f"the held-out episodes have {len(ids)} windows, evaluate.clips = {config.clips} were asked for")
+    horizons = sorted({1, math.ceil(config.horizon / 2), config.horizon})
+    try:
+        metrics.efflite0_features(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
+    except UsageError as error:
+        notes.append(str(error))
+        horizons = []
+    return _Plan(world, store, config, ids, horizons, notes)
+
+
+def _write(plan: _Plan, collected: Part, out: Path, begun: float) -> None:
+    """Write the report and its page."""
+    config = plan.config
+    report = summarize(collected, config, plan.horizons)
     report |= {
-        "env_id": env_id,
-        "data": str(data),
-        "world": _describe(world),
-        "num_clips": len(ids),
-        "num_episodes": len(np.unique(ids[:, 0])),
+        "env_id": plan.store.meta.env.id,
+        "data": str(plan.store.path),
+        "world": _describe(plan.world),
+        "num_clips": len(plan.ids),
+        "num_episodes": len(np.unique(plan.ids[:, 0])),
         "seeds": {"clips": config.seed, "shuffle": config.seed, "sampling": config.seed, "bootstrap": 0},
         "protocol": config.model_dump(mode="json"),
-        "versions": {
-            "worldvq": worldvq.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "notes": notes,
+        "versions": _versions(),
+        "notes": plan.notes,
         "seconds": round(time.monotonic() - begun, 2),
     }
     report = _finite(report)
-    real, rebuilt, imagined, actions = (np.stack(column) for column in zip(*collected.shown, strict=True))
-    write_page(out, report, Rollouts(real, rebuilt, imagined, actions, world.action_space, config.context))
+    real, rebuilt, imagined, actions = (collected[f"shown/{name}"] for name in SHOWN)
+    write_page(out, report, Rollouts(real, rebuilt, imagined, actions, plan.world.action_space, config.context))
     write_atomic(out / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
-    return report
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "worldvq": worldvq.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def check_fits(world: WorldModel, store: EpisodeStore) -> None:
@@ -136,29 +219,21 @@ def _read_actions(store: EpisodeStore, ids: np.ndarray, num_frames: int, batch_s
     return torch.cat([read_clips(store, ids[i : i + batch_size], num_frames).actions for i in parts])
 
 
-def _collect(
-    world: WorldModel,
-    store: EpisodeStore,
-    ids: np.ndarray,
-    config: EvaluateConfig,
-    horizons: list[int],
-    console: Console,
-) -> Collected:
-    """Run the protocol over all clips, batch by batch."""
-    collected = Collected()
-    context, num_frames = config.context, config.context + config.horizon
-    all_actions = _read_actions(store, ids, num_frames, config.batch_size)
-    partner = _derangement(len(ids), config.seed)
-    shown = set(np.linspace(0, len(ids) - 1, min(NUM_SHOWN, len(ids))).round().astype(int).tolist())
+def _collect(plan: _Plan, numbers: list[int], console: Console) -> Iterator[tuple[int, Part]]:
+    """Run the protocol over batches of clips; yields each batch's number and what :func:`summarize` takes of it."""
+    if not numbers:
+        return
+    world, config, num_clips = plan.world, plan.config, len(plan.ids)
+    context = config.context
+    all_actions = _read_actions(plan.store, plan.ids, plan.num_frames, config.batch_size)
+    partner = _derangement(num_clips, config.seed)
+    shown = np.linspace(0, num_clips - 1, min(NUM_SHOWN, num_clips)).round().astype(int)
     sampling = config.sampling.model_dump()
     if sampling["method"] == "auto":  # what is faster today may round a tie otherwise than what was faster yesterday
         sampling["method"] = "predictive"
-    starts = range(0, len(ids), config.batch_size)
-    for number, start in enumerate(
-        track(starts, "evaluating", console=console, transient=True, disable=not console.is_terminal)
-    ):
-        rows = np.arange(start, min(start + config.batch_size, len(ids)))
-        clip = read_clips(store, ids[rows], num_frames)
+    for number in track(numbers, "evaluating", console=console, transient=True, disable=not console.is_terminal):
+        rows = np.arange(number * config.batch_size, min((number + 1) * config.batch_size, num_clips))
+        clip = read_clips(plan.store, plan.ids[rows], plan.num_frames)
         tokens = world.tokenize(clip.frames)
         actions = clip.actions[:, :-1]
         swapped = actions.clone()
@@ -167,8 +242,7 @@ def _collect(
         # The same seed for both: the noise is shared, what differs is what the actions did.
         seed = config.seed + number
         imagined = world.imagine_tokens(tokens[:, :context], actions, seed=seed, **sampling)
-        collected.imagine_seconds += time.monotonic() - begun
-        collected.passes.append(imagined.passes.numpy())
+        seconds = time.monotonic() - begun
         shuffled = world.imagine_tokens(tokens[:, :context], swapped, seed=seed, **sampling)
         real = clip.frames[:, context:]
         rebuilt = world.render(tokens)
@@ -178,42 +252,41 @@ def _collect(
             "copy_last": clip.frames[:, context - 1 : context].expand_as(real),
             "shuffled_actions": world.render(shuffled.tokens),
         }
-        _compare(collected, real, frames, horizons)
-        _score(collected, world, tokens, clip, context)
-        for row in shown.intersection(rows.tolist()):
-            arrays = (clip.frames, rebuilt, frames["imagined"], clip.actions)
-            collected.shown.append(tuple(array[row - start].numpy() for array in arrays))
-    return collected
+        part = _compare(real, frames, plan.horizons) | _score(world, tokens, clip, context)
+        part |= {"passes": imagined.passes.numpy(), "imagine_seconds": np.array([seconds])}
+        chosen = np.isin(rows, shown)
+        arrays = (clip.frames, rebuilt, frames["imagined"], clip.actions)
+        yield number, part | {f"shown/{k}": a.numpy()[chosen] for k, a in zip(SHOWN, arrays, strict=True)}
 
 
-def _compare(collected: Collected, real: Tensor, frames: dict[str, Tensor], horizons: list[int]) -> None:
+def _compare(real: Tensor, frames: dict[str, Tensor], horizons: list[int]) -> Part:
     """Squared error and SSIM (B, N) of every yardstick, and features at the horizons of the Fréchet distance."""
     batch, horizon = real.shape[:2]
     flat = real.flatten(0, 1)
+    part = {}
     for name, fake in frames.items():
         other = fake.flatten(0, 1)
-        collected.error[name].append(metrics.squared_error(flat, other).reshape(batch, horizon))
-        collected.ssim[name].append(metrics.ssim(flat, other).reshape(batch, horizon))
+        part[f"error/{name}"] = metrics.squared_error(flat, other).reshape(batch, horizon)
+        part[f"ssim/{name}"] = metrics.ssim(flat, other).reshape(batch, horizon)
     if not horizons:
-        return
+        return part
     index = [h - 1 for h in horizons]
     for name, fake in {"real": real, **frames}.items():
         # copy_last is one frame at every horizon: look at it once.
         chosen = fake[:, :1] if name == "copy_last" else fake[:, index]
         found = metrics.efflite0_features(chosen.flatten(0, 1)).reshape(batch, chosen.shape[1], -1)
-        collected.features[name].append(np.broadcast_to(found, (batch, len(index), found.shape[-1])))
+        part[f"features/{name}"] = np.broadcast_to(found, (batch, len(index), found.shape[-1]))
+    return part
 
 
-def _score(collected: Collected, world: WorldModel, tokens: Tensor, clip: Any, context: int) -> None:
+def _score(world: WorldModel, tokens: Tensor, clip: Any, context: int) -> Part:
     """Teacher-forced likelihood, reward and termination of recorded transitions; use of the codebook."""
     token_clip = TokenClip(tokens, clip.actions, clip.rewards, clip.terminated, clip.mask, clip.action_mask)
     scores = world.score(token_clip, context)
     mask = scores.mask.bool()
-    collected.nats.append(scores.nats[mask].double().numpy())  # (frames, h, w)
-    for name in ("rewards", "rewards_true", "termination", "termination_true"):
-        collected.scores.setdefault(name, []).append(getattr(scores, name)[mask].double().numpy())
-    num_codes = int(world.tokenizer.num_codes)
-    collected.counts = collected.counts + np.bincount(tokens.flatten().numpy(), minlength=num_codes)
+    names = ("nats", "rewards", "rewards_true", "termination", "termination_true")  # nats: (frames, h, w)
+    counts = np.bincount(tokens.flatten().numpy(), minlength=int(world.tokenizer.num_codes))
+    return {"counts": counts[None], **{name: getattr(scores, name)[mask].double().numpy() for name in names}}
 
 
 def _describe(world: WorldModel) -> dict[str, Any]:

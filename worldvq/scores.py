@@ -4,38 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from worldvq import metrics
 from worldvq.config import EvaluateConfig
+from worldvq.parts import Part
 
 YARDSTICKS = ("imagined", "reconstruction", "copy_last", "shuffled_actions")
 
 
-@dataclass
-class Collected:
-    """What an evaluation gathers; one entry a batch, joined along the clips at the end."""
+def summarize(collected: Part, config: EvaluateConfig, horizons: list[int]) -> dict[str, Any]:
+    """Turn what an evaluation collected into the numbers of the report.
 
-    error: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in YARDSTICKS})
-    ssim: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in YARDSTICKS})
-    features: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in ("real", *YARDSTICKS)})
-    nats: list[np.ndarray] = field(default_factory=list)
-    scores: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    counts: np.ndarray | int = 0
-    shown: list[tuple[np.ndarray, ...]] = field(default_factory=list)
-    passes: list[np.ndarray] = field(default_factory=list)
-    imagine_seconds: float = 0.0
-
-
-def summarize(collected: Collected, config: EvaluateConfig, horizons: list[int]) -> dict[str, Any]:
-    """Turn what was collected into the numbers of the report."""
-    error = {name: np.concatenate(parts) for name, parts in collected.error.items()}  # (n, N)
-    ssim = {name: np.concatenate(parts) for name, parts in collected.ssim.items()}
+    Args:
+        collected: Arrays of all clips: ``error/NAME`` and ``ssim/NAME`` (n, N) of each yardstick, ``features/NAME``
+            (n, horizons, 1280) of each and of ``real``, ``nats`` (frames, h, w), ``counts`` of codes (batches, K),
+            rewards and endings by transition, and of each batch ``passes`` and ``imagine_seconds``.
+        config: The protocol.
+        horizons: Those of the Fréchet distance; none without the extra.
+    """
+    error = {name: collected[f"error/{name}"] for name in YARDSTICKS}
+    ssim = {name: collected[f"ssim/{name}"] for name in YARDSTICKS}
+    counts = collected["counts"].sum(axis=0)
     single = {name: np.minimum(metrics.psnr(values), metrics.PSNR_CAP) for name, values in error.items()}
-    nats = np.concatenate(collected.nats)
+    nats, imagine_seconds = collected["nats"], float(collected["imagine_seconds"].sum())
     report: dict[str, Any] = {
         "context": config.context,
         "horizon": config.horizon,
@@ -47,16 +41,16 @@ def summarize(collected: Collected, config: EvaluateConfig, horizons: list[int])
         "nats_per_token": float(nats.mean()),
         "bits_per_frame": float(nats.sum(axis=(1, 2)).mean() / math.log(2)),
         "nats_by_position": nats.mean(axis=0).tolist(),
-        "perplexity": metrics.perplexity(collected.counts),
-        "codes_used": int(np.count_nonzero(collected.counts)),
+        "perplexity": metrics.perplexity(counts),
+        "codes_used": int(np.count_nonzero(counts)),
         "rewards": _rewards(collected),
         "termination": _termination(collected),
         "gains": {
             key: {f"over_{other}": _gain(values, other, scale) for other in ("copy_last", "shuffled_actions")}
             for key, values, scale in (("psnr", error, metrics.psnr), ("ssim", ssim, np.asarray))
         },
-        "passes_per_frame": round(float(np.concatenate(collected.passes).mean()), 2),
-        "imagined_frames_per_second": round(error["imagined"].size / max(collected.imagine_seconds, 1e-9), 1),
+        "passes_per_frame": round(float(collected["passes"].mean()), 2),
+        "imagined_frames_per_second": round(error["imagined"].size / max(imagine_seconds, 1e-9), 1),
     }
     report["summary"] = {
         key: report[key] and {name: float(np.mean(report[key][name]["mean"])) for name in YARDSTICKS}
@@ -83,11 +77,11 @@ def _gain(values: dict[str, np.ndarray], other: str, scale: Scale) -> dict[str, 
     return {"mean": float(mean.mean()), "ci95": metrics.ci95(difference).tolist()}
 
 
-def _frechet(collected: Collected, horizons: list[int]) -> dict[str, Any] | None:
+def _frechet(collected: Part, horizons: list[int]) -> dict[str, Any] | None:
     """FD-EffLite0 of each yardstick at a few horizons, or None without the extra."""
     if not horizons:
         return None
-    sets = {name: np.concatenate(parts) for name, parts in collected.features.items()}  # (n, horizons, 1280)
+    sets = {name: collected[f"features/{name}"] for name in ("real", *YARDSTICKS)}  # (n, horizons, 1280)
     result: dict[str, Any] = {
         "horizons": horizons,
         "num_frames": len(sets["real"]),
@@ -99,9 +93,9 @@ def _frechet(collected: Collected, horizons: list[int]) -> dict[str, Any] | None
     return result
 
 
-def _rewards(collected: Collected) -> dict[str, Any]:
+def _rewards(collected: Part) -> dict[str, Any]:
     """Errors of the teacher-forced reward, beside those of always saying the mean."""
-    predicted, true = (np.concatenate(collected.scores[name]) for name in ("rewards", "rewards_true"))
+    predicted, true = collected["rewards"], collected["rewards_true"]
     return {
         "mae": float(np.abs(predicted - true).mean()),
         "mae_of_mean": float(np.abs(true.mean() - true).mean()),
@@ -114,9 +108,9 @@ def _rewards(collected: Collected) -> dict[str, Any]:
     }
 
 
-def _termination(collected: Collected) -> dict[str, Any]:
+def _termination(collected: Part) -> dict[str, Any]:
     """How well the teacher-forced probability of termination ranks the transitions that did end the task."""
-    predicted, true = (np.concatenate(collected.scores[name]) for name in ("termination", "termination_true"))
+    predicted, true = collected["termination"], collected["termination_true"]
     return {
         "average_precision": metrics.average_precision(predicted, true),
         "auc": metrics.auc(predicted, true),

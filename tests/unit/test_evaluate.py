@@ -105,7 +105,7 @@ def test_report_on_disk_is_what_is_returned(result):
     assert json.loads((out / "report.json").read_text()) == report
     for name in ("index.html", "rollout.mp4", "strip.png", "psnr.png", "ssim.png"):
         assert (out / name).stat().st_size > 500
-    assert not [file for file in out.iterdir() if file.name.startswith(".")]
+    assert [file.name for file in out.iterdir() if file.name.startswith(".")] == [".lock"]
 
 
 def test_report_has_the_keys_that_programs_rely_on(result):

@@ -1,0 +1,105 @@
+"""Several processes that divide work and meet in files: who does what, and who waits for whom.
+
+``accelerate launch``, torchrun and SLURM say in the environment who a process is. All that such processes need of each
+other here is to wait, so there is no process group: a wait is a look at a shared counter now and then, which takes
+hours where it must and which a signal interrupts at once. Whoever started the processes ends them all when one fails.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import Counter
+from datetime import timedelta
+
+import torch
+from torch.distributed import PrefixStore, TCPStore
+
+from worldvq.errors import RunError, UsageError
+
+_teams = itertools.count()
+
+
+class Processes:
+    """This process among those that were started together.
+
+    Attributes:
+        index: Its number.
+        count: How many there are.
+    """
+
+    def __init__(self) -> None:
+        """Find the others.
+
+        Raises:
+            UsageError: The environment says that there are others, but not where.
+            RunError: The first process cannot be reached.
+        """
+        self.index, self.count, self._store = 0, 1, None
+        self._meetings: Counter[str] = Counter()
+        if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+            return
+        try:
+            self.index, self.count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        except (KeyError, ValueError) as error:
+            raise UsageError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but RANK, MASTER_ADDR or MASTER_PORT do not say where the "
+                f"others are ({error}): start with `accelerate launch` or torchrun"
+            ) from None
+        # torchrun keeps the counters itself; otherwise the first process does.
+        serves = self.index == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        self._store = PrefixStore(f"worldvq/{next(_teams)}", _connect(host, port, self.count, serves))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes what all of them made."""
+        return self.index == 0
+
+    def follow_first(self) -> None:
+        """Wait until the first process is here too; it does not wait."""
+        self._meet("first", self.is_first, 1)
+
+    def gather(self) -> None:
+        """Let the first process wait until all others are here too; they do not wait."""
+        self._meet("others", not self.is_first, self.count - 1)
+
+    def _meet(self, who: str, comes: bool, expected: int) -> None:
+        """Count who comes; the others wait for as many as are expected."""
+        if self._store is None:
+            return
+        name = f"{who}/{self._meetings[who]}"
+        self._meetings[who] += 1
+        try:
+            if comes:
+                self._store.add(name, 1)
+            else:
+                while self._store.add(name, 0) < expected:
+                    time.sleep(0.02)
+        except RuntimeError:  # what torch raises when nobody answers any more
+            raise RunError("the first process has ended early: its error stands above") from None
+
+
+def _connect(host: str, port: int, count: int, serves: bool) -> TCPStore:
+    """Reach the counters; in short attempts, between which a signal is heard."""
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            return TCPStore(host, port, count, serves, timedelta(seconds=2), wait_for_workers=False, multi_tenant=True)
+        except RuntimeError as error:
+            if serves or time.monotonic() > deadline:
+                reason = str(error).splitlines()[0]
+                raise RunError(f"cannot reach the first process at {host}:{port}: {reason}") from None
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def local_device(device: str) -> str:
+    """Return the name of a device, of the GPU that is this process's own where several share a machine."""
+    if device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return device
