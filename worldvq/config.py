@@ -204,7 +204,8 @@ class TrainConfig(_Config):
     log_every: PositiveInt = 50
     picture_every: PositiveInt = 1000
     save_every: PositiveInt = 1000
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    """Of the newest; two, so that one is whole whatever happens to the other."""
 
 
 class TokenizerLossConfig(_Config):

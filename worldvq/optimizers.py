@@ -61,3 +61,19 @@ class Together(torch.optim.Optimizer):
         """Let both take a step."""
         for part in self._parts:
             part.step(closure)
+
+
+def state_layout(optimizer: torch.optim.Optimizer) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shape and dtype of every state that an optimizer of :func:`make_optimizer` keeps, by ``index.key``.
+
+    The index counts parameters as ``optimizer.state_dict()`` does. A parameter without a gradient so far has no state.
+    """
+    layout = {}
+    parameters = [(group, p) for group in optimizer.param_groups for p in group["params"]]
+    for index, (group, p) in enumerate(parameters):
+        if "momentum" in group:  # Muon
+            layout[f"{index}.momentum_buffer"] = (p.shape, p.dtype)
+            continue
+        layout[f"{index}.step"] = (torch.Size(), torch.float32)
+        layout[f"{index}.exp_avg"] = layout[f"{index}.exp_avg_sq"] = (p.shape, p.dtype)
+    return layout
