@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
-from worldvq.errors import RunError, UsageError
+from worldvq.atomic import remove_stale, write_atomic
+from worldvq.errors import UsageError
 from worldvq.types import ActionSpace
 from worldvq.video import VIDEO_SUFFIXES, probe_video, write_video
 
@@ -128,15 +129,8 @@ def save_png(path: str | Path, image: np.ndarray) -> Path:
     path = Path(path)
     buffer = io.BytesIO()
     Image.fromarray(_uint8(image, 3, "picture")).save(buffer, "PNG")
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(buffer.getvalue())
-        temporary.replace(path)
-    except OSError as error:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
-        raise RunError(f"cannot write the picture '{path}': {error.strerror}") from None
+    remove_stale(path.parent, path.name)
+    write_atomic(path, buffer.getvalue())
     return path
 
 

@@ -7,9 +7,11 @@ were given: a path that :func:`write_video` returned is a file that plays.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterable
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from worldvq.atomic import check_space, disk_errors, remove_stale
 from worldvq.errors import RunError, UsageError
 
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webm")
@@ -67,11 +70,18 @@ def _last_line(text: bytes) -> str:
     return lines[-1] if lines else "no message"
 
 
-def _encode(frames: Iterable[np.ndarray], path: Path, size: tuple[int, int], fps: float, scale: int) -> int:
-    """Feed frames of ``size`` (H, W) to ffmpeg; returns how many there were."""
+def _encode(
+    frames: Iterable[np.ndarray], path: Path, suffix: str, size: tuple[int, int], fps: float, scale: int
+) -> int:
+    """Feed frames of ``size`` (H, W) to ffmpeg; returns how many there were.
+
+    Raises:
+        OSError: The disk is full, or the file may not grow further.
+        RunError: Anything else went wrong.
+    """
     height, width = size
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "pipe:0"]
-    sink = ["-vf", _filters(path.suffix, scale), "-fps_mode", "passthrough", *_CODECS[path.suffix], str(path)]
+    sink = ["-vf", _filters(suffix, scale), "-fps_mode", "passthrough", *_CODECS[suffix], "-f", suffix[1:], str(path)]
     count = 0
     with tempfile.TemporaryFile() as messages:
         command = [_ffmpeg(), "-v", "error", "-nostdin", "-y", *source, *sink]
@@ -96,7 +106,12 @@ def _encode(frames: Iterable[np.ndarray], path: Path, size: tuple[int, int], fps
                 process.stdin.close()
         if status != 0:
             messages.seek(0)
-            raise RunError(f"ffmpeg failed with status {status}: {_last_line(messages.read())}")
+            text = messages.read()
+            if status == -getattr(signal, "SIGXFSZ", 0):
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            if os.strerror(errno.ENOSPC).encode() in text:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise RunError(f"ffmpeg failed with status {status}: {_last_line(text)}")
     return count
 
 
@@ -167,21 +182,20 @@ def write_video(
     height, width = (int(side) * int(factor) for side in first.shape[:2])
     if suffix == ".mp4":
         height, width = height + height % 2, width + width % 2
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.{os.urandom(4).hex()}{suffix}")
-    try:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        check_space(path, 0)
         path.parent.mkdir(parents=True, exist_ok=True)
-        checked = itertools.chain([first], (_check_frame(frame, first.shape) for frame in iterator))
-        count = _encode(checked, temporary, (first.shape[0], first.shape[1]), fps, int(factor))
-        if expected is not None and count != expected:
-            raise RunError(f"there were {count} frames where {expected} were expected")
-        _check_written(temporary, count, (height, width))
-        temporary.replace(path)
-    except UsageError:
-        raise
-    except (RunError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise RunError(f"cannot write the video '{path}': {reason}") from None
-    finally:
-        if temporary.parent.is_dir():
+        remove_stale(path.parent, path.name)
+        try:
+            checked = itertools.chain([first], (_check_frame(frame, first.shape) for frame in iterator))
+            count = _encode(checked, temporary, suffix, (first.shape[0], first.shape[1]), fps, int(factor))
+            if expected is not None and count != expected:
+                raise RunError(f"there were {count} frames where {expected} were expected")
+            _check_written(temporary, count, (height, width))
+            temporary.replace(path)
+        except RunError as error:
+            raise RunError(f"cannot write the video '{path}': {error}") from None
+        finally:
             temporary.unlink(missing_ok=True)
     return path

@@ -93,7 +93,7 @@ def test_fewer_frames_than_expected_fail(tmp_path):
 
 def test_folder_that_cannot_be_made_fails(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RunError, match="cannot write the video"):
+    with pytest.raises(RunError, match=r"a\.mp4: cannot write"):
         write_video(tmp_path / "file" / "a.mp4", moving_square(2, 16, 16))
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -105,7 +105,7 @@ def test_full_disk_fails_and_leaves_nothing(tmp_path, suffix):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        with pytest.raises(RunError, match=r"ffmpeg failed|encoder wrote|does not decode"):
+        with pytest.raises(RunError, match=rf"a{suffix}: the file would grow over the limit of 20,000 bytes"):
             write_video(tmp_path / f"a{suffix}", frames)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -218,5 +218,5 @@ def test_save_png_round_trip_and_failure(tmp_path):
     picture = moving_square(1, 20, 30)[0]
     with Image.open(render.save_png(tmp_path / "a" / "b.png", picture)) as image:
         np.testing.assert_array_equal(np.asarray(image), picture)
-    with pytest.raises(RunError, match="cannot write the picture"):
+    with pytest.raises(RunError, match="cannot write"):
         render.save_png(tmp_path / "a" / "b.png" / "c.png", picture)
