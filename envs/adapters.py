@@ -22,6 +22,8 @@ from worldvq.config import EnvConfig
 from worldvq.errors import UsageError, did_you_mean
 from worldvq.types import ActionSpace
 
+_FINAL_OBSERVATION = ("final_obs", "final_observation")
+"""Where environments that reset themselves in the step that ends an episode put what that step showed."""
 _SMALLEST_IMAGE = 8
 """Pixels a side: below this a 2-D or 3-D observation is taken for a board or a table, not for an image."""
 
@@ -39,7 +41,13 @@ class FrameStream:
     """
 
     def __init__(
-        self, env: gymnasium.Env, config: EnvConfig, image: Callable[[Any], np.ndarray], world: World, repeat: int
+        self,
+        env: gymnasium.Env,
+        config: EnvConfig,
+        image: Callable[[Any], np.ndarray],
+        world: World,
+        repeat: int,
+        observes: bool = True,
     ) -> None:
         self.env = env
         self.config = config
@@ -49,6 +57,7 @@ class FrameStream:
         self._image = image
         self._world = world
         self._repeat = repeat
+        self._observes = observes  # the image is in the observation; else it is rendered, and shows the present
         self._num_steps = 0
         self._frame = np.zeros((*config.size, 3), np.uint8)
         self._folder: str | None = None
@@ -72,16 +81,22 @@ class FrameStream:
             The frame after it, the sum of the rewards, terminated, truncated. Never both: truncated wins.
         """
         env_action = self.to_env_action(action)
-        total, terminated, truncated, observation = 0.0, False, False, None
+        total, terminated, truncated, observation, info = 0.0, False, False, None, {}
         for _ in range(self._repeat):
-            observation, reward, terminated, truncated, _ = self.env.step(env_action)
+            observation, reward, terminated, truncated, info = self.env.step(env_action)
             total += float(reward)
             if terminated or truncated:
                 break
         self._num_steps += 1
         if not terminated and self._num_steps == self.config.max_steps:
             truncated = True
-        return self._see(observation), total, bool(terminated and not truncated), bool(truncated)
+        over = terminated or truncated
+        if over and (final := next((key for key in _FINAL_OBSERVATION if key in info), None)):
+            # It has reset itself already: what it returned belongs to the next episode, what ended this one is here.
+            frame = self._see(info[final], shown=self._observes)
+        else:
+            frame = self._see(observation)
+        return frame, total, bool(terminated and not truncated), bool(truncated)
 
     def to_env_action(self, action: Any) -> Any:
         """Turn a stored action into what the environment's own action space takes."""
@@ -109,9 +124,10 @@ class FrameStream:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
-    def _see(self, observation: Any) -> np.ndarray:
+    def _see(self, observation: Any, shown: bool = True) -> np.ndarray:
+        """Return the frame of an observation, or the last one where it is not ``shown``."""
         self.last_observation = observation
-        self.has_frame = self._world.has_frame(self.env)
+        self.has_frame = shown and self._world.has_frame(self.env)
         if self.has_frame:
             self._frame = fit_frame(self._image(observation), self.config)
         return self._frame
@@ -129,10 +145,11 @@ def make_stream(config: EnvConfig) -> FrameStream:
     env = _make(config.id, kwargs)
     try:
         image = _image_of(env.observation_space, config, world)
+        observes = image is not None
         if image is None:
             env = _make_rendering(env, config, kwargs)
             image = _render(env)
-        return FrameStream(env, config, image, world, repeat)
+        return FrameStream(env, config, image, world, repeat, observes)
     except BaseException:
         env.close()
         raise

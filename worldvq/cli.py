@@ -55,8 +55,13 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command("record")
 def record_command(
-    env: Annotated[str, typer.Argument(help="A Gymnasium id, for instance worldvq/Maze-v0 or VizdoomMyWayHome-v1.")],
     out: Annotated[Path, typer.Option(help="Folder of the dataset; an interrupted one is continued.")],
+    env: Annotated[
+        str | None,
+        typer.Argument(
+            help="A Gymnasium id, for instance worldvq/Maze-v0 or VizdoomMyWayHome-v1; left out, as OUT says."
+        ),
+    ] = None,
     overrides: Overrides = None,
     config: Annotated[str | None, typer.Option("--config", "-c", help="Take env and record from this YAML.")] = None,
     episodes: Annotated[int | None, typer.Option(help="Stop after this many episodes.")] = None,
@@ -67,31 +72,71 @@ def record_command(
     ] = None,
     size: Annotated[str | None, typer.Option(help="Side of the stored frames, 64 or 84x84. [default: 64]")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same episodes, with any number of workers.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="i/N: record only every N-th episode, from the i-th on, beside others in the same OUT; "
+            "`worldvq data merge OUT` ends it. [default: as RANK/WORLD_SIZE or a SLURM array say, else all]"
+        ),
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the environment and the policy that the dataset in OUT names.")
+    ] = False,
 ) -> None:
     """Play an environment and store frames, actions and rewards.
 
     Example: worldvq record VizdoomMyWayHome-v1 --frames 50000 --out runs/doom/data env.frame_skip=4
     """
-    from worldvq.config import ExperimentConfig, build, load_config
-    from worldvq.config import override as apply
-    from worldvq.data.record import record
-    from worldvq.pipeline import STREAM
+    from worldvq.lock import check_unlocked
+    from worldvq.shard import Shard
 
     if episodes is not None and frames is not None:
         raise UsageError("give --episodes or --frames, not both")
+    part, source = (Shard.parse(shard), "--shard") if shard else Shard.from_environment()
+    check_unlocked(out, shared=not part.is_whole)  # before the seconds that the imports below take
+    from worldvq.config import ExperimentConfig, build, load_config
+    from worldvq.config import override as apply
+    from worldvq.data.record import record
+
+    if env and "=" in env:  # no id: the first of the overrides
+        env, overrides = None, [env, *(overrides or [])]
     base = load_config(config) if config else ExperimentConfig()
+    if env is None:
+        base = _as_recorded(base, out, trust)
+        env = base.env.id
+    elif not config or base.env.id != env:
+        base = base.model_copy(update={"env": type(base.env)(size=base.env.size, frame_skip=base.env.frame_skip)})
     changes: dict[str, Any] = {"env.id": env}
     given = {"workers": workers, "policy": policy, "seed": seed}
     if episodes is not None or frames is not None:
         changes |= {"record.episodes": episodes, "record.frames": frames}
     changes |= {f"record.{key}": value for key, value in given.items() if value is not None}
-    if not config or base.env.id != env:
-        base = base.model_copy(update={"env": type(base.env)(size=base.env.size, frame_skip=base.env.frame_skip)})
     full = apply(base, changes, overrides or [])
     sides = {} if size is None else {"size": _parse_size(size)}  # of the frames alone: there is no tokenizer yet
-    store = record(build(type(full.env), full.env.model_dump() | sides, "--size"), full.record, out, stream=STREAM)
+    if not part.is_whole:
+        print(f"shard {part} of {out} (from {source})", flush=True)
+    settings = build(type(full.env), full.env.model_dump() | sides, "--size")
+    store = record(settings, full.record, out, shard=part)
     print(f"{out}: {len(store.entries)} episodes, {sum(e.num_frames for e in store.entries)} frames")
     store.close()
+    if not part.is_whole:
+        print(f"when all {part.count} shards are done: worldvq data merge {out}")
+
+
+def _as_recorded(base: Any, out: Path, trust: bool) -> Any:
+    """Return the config with env and record as the dataset in ``out`` has them, if the user trusts it."""
+    from worldvq.data.record import settings_of
+
+    env, recorded = settings_of(out)
+    code = f"the environment '{env.id}'" + (f" with {env.kwargs}" if env.kwargs else "")
+    code += f" and the policy '{recorded.policy}'"
+    if not trust:
+        raise UsageError(f"{out} names {code}: running them runs code; add --trust to do so, or name the environment")
+    print(f"as in {out}: {code}", flush=True)
+    kept = {name: getattr(recorded, name) for name in ("policy", "hold", "seed", "heldout_every", "compression")}
+    same = {"env": env, "record": base.record.model_copy(update=kept)}
+    tokenizer = base.tokenizer.model_copy(update={"frame_size": env.size})
+    return base.model_copy(update={**same, "tokenizer": tokenizer})
 
 
 def _parse_size(text: str) -> list[int]:
@@ -149,11 +194,16 @@ def tokenize_command(
     out: Annotated[Path, typer.Option(help="Folder of the token store.")],
     device: DeviceOption = "auto",
 ) -> None:
-    """Turn every frame of a dataset into tokens, once, so that the dynamics trains on them alone."""
+    """Turn every frame of a dataset into tokens, once, so that the dynamics trains on them alone.
+
+    Run again to continue what was interrupted. Under `accelerate launch` processes share the work.
+    """
     from worldvq.pipeline import tokenize
+    from worldvq.processes import is_first_process
 
     store = tokenize(tokenizer, data, out, device)
-    print(f"{out}: tokens of {len(store.entries)} episodes")
+    if is_first_process():
+        print(f"{out}: tokens of {len(store.entries)} episodes")
 
 
 @app.command("imagine")
@@ -211,18 +261,23 @@ def evaluate_command(
     top_p: Annotated[float | None, typer.Option()] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure imagined frames on held-out episodes, beside the yardsticks that make the numbers mean something."""
+    """Measure imagined frames on held-out episodes, beside the yardsticks that make the numbers mean something.
+
+    Run again to continue what was interrupted. Under `accelerate launch` processes share the work.
+    """
     from worldvq.config import EvaluateConfig, build
     from worldvq.evaluate import evaluate
     from worldvq.models.world import WorldModel
+    from worldvq.processes import is_first_process, local_device
 
-    loaded = WorldModel.load(world, device)
+    loaded = WorldModel.load(world, local_device(device))
     settings: dict[str, Any] = {"context": context, "horizon": horizon, "clips": clips, "batch_size": batch_size}
     settings["seed"] = seed
     settings["sampling"] = loaded.sampling_with({"temperature": temperature, "top_k": top_k, "top_p": top_p})
     report = evaluate(loaded, data, out, build(EvaluateConfig, settings, "evaluate"))
-    _print_report(report)
-    print(f"{out / 'report.json'}\n{out / 'index.html'}")
+    if is_first_process():
+        _print_report(report)
+        print(f"{out / 'report.json'}\n{out / 'index.html'}")
 
 
 @app.command("demo")
@@ -285,6 +340,22 @@ def verify_command(data: Annotated[Path, typer.Argument(help="Folder of a datase
     if problems:
         raise RunError(f"{data}: {len(problems)} of {len(store.entries)} episodes are broken")
     print(f"{data}: {len(store.entries)} episodes, all as committed")
+
+
+@data_app.command("merge")
+def merge_command(
+    data: Annotated[Path, typer.Argument(help="Folder with the shards of a dataset or token store.")],
+) -> None:
+    """List in one index what shards have recorded; no episode is read or moved. Shards may be continued afterwards."""
+    from worldvq.lock import check_unlocked
+
+    check_unlocked(data)
+    from worldvq.data.inspect import open_store
+    from worldvq.data.shards import merge_shards
+
+    count = merge_shards(data)
+    with open_store(data) as store:
+        print(f"{data}: {count} shards merged, {len(store)} episodes, {store.num_frames} frames")
 
 
 @data_app.command("preview")

@@ -11,6 +11,7 @@ LOW = (
     "worldvq.errors",
     "worldvq.atomic",
     "worldvq.lock",
+    "worldvq.shard",
     "worldvq.registration",
 )
 MAY_IMPORT = {
@@ -20,7 +21,13 @@ MAY_IMPORT = {
     "worldvq.losses": LOW,
     "worldvq.tokenizer_losses": (*LOW, "worldvq.nn", "worldvq.models", "worldvq.losses", "worldvq.regions"),
     "worldvq.regions": LOW,
-    "worldvq.train": (*LOW, "worldvq.checkpoint", "worldvq.optimizers"),
+    "worldvq.train": (
+        *(*LOW, "worldvq.nn", "worldvq.checkpoint", "worldvq.optimizers"),
+        *("worldvq.preemption", "worldvq.ranks", "worldvq.tracking"),
+    ),
+    "worldvq.ranks": LOW,
+    "worldvq.tracking": LOW,
+    "worldvq.preemption": LOW,
     "worldvq.optimizers": (*LOW, "worldvq.nn"),
 }
 # The only upward step: drawing a preview needs the video writer, and is imported when it is asked for.

@@ -21,15 +21,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from worldvq.config import EnvConfig, RecordConfig
+from worldvq.config import EnvConfig, RecordConfig, build
 from worldvq.data.episodes import DatasetMeta, EpisodeStore, write_episode
 from worldvq.data.files import IndexEntry, file_name, read_index
 from worldvq.data.playing import episode_seed, play
 from worldvq.data.policies import check_policy
-from worldvq.data.shards import Shard
 from worldvq.data.workers import Failure, Job, Pool
 from worldvq.errors import RunError, UsageError
-from worldvq.lock import NAME, check_unlocked
+from worldvq.lock import check_unlocked
+from worldvq.shard import Shard
 from worldvq.types import ActionSpace
 
 ATTEMPTS = 3
@@ -37,7 +37,7 @@ ATTEMPTS = 3
 FAILED_EPISODES = 5
 """After how many interrupted episodes in a row recording ends: the environment is broken."""
 
-__all__ = ["episode_seed", "play", "record"]
+__all__ = ["episode_seed", "play", "record", "settings_of"]
 
 
 def record(
@@ -70,7 +70,7 @@ def record(
     check_policy(config.policy)
     if config.frames is None and config.episodes is None:
         raise UsageError("nothing to record: set record.frames or record.episodes")
-    _check_unlocked(out, shard)
+    check_unlocked(out, shared=not shard.is_whole)
     pool = Pool(stream, env, config, out)
     try:
         meta = _describe(env, config, pool.probe())
@@ -87,13 +87,6 @@ def record(
         pool.close()
 
 
-def _check_unlocked(out: Path, shard: Shard) -> None:
-    """Say who else is recording before anything is started."""
-    check_unlocked(out, NAME, shared=not shard.is_whole)
-    if not shard.is_whole:
-        check_unlocked(out, shard.lock_name)
-
-
 def _describe(env: EnvConfig, config: RecordConfig, action_space: ActionSpace) -> DatasetMeta:
     names = ("worldvq", "gymnasium", "numpy", *(("vizdoom",) if "izdoom" in env.id else ()))
     return DatasetMeta(
@@ -106,6 +99,21 @@ def _describe(env: EnvConfig, config: RecordConfig, action_space: ActionSpace) -
         compression=config.compression,
         versions={"python": platform.python_version(), **{name: metadata.version(name) for name in names}},
     )
+
+
+def settings_of(out: Path) -> tuple[EnvConfig, RecordConfig]:
+    """Return what a dataset was recorded with, so that it can be continued.
+
+    Whoever made the dataset chose what these settings import and run: ask before doing so.
+
+    Raises:
+        UsageError: There is no dataset.
+    """
+    meta = EpisodeStore.open(out).meta
+    policy, _, hold = meta.policy.partition(" ")
+    kept = {"policy": policy, "hold": hold} if policy == "held" and hold else {"policy": meta.policy}
+    kept |= {"seed": meta.seed, "heldout_every": meta.heldout_every, "compression": meta.compression}
+    return meta.env, build(RecordConfig, kept, str(out / EpisodeStore.meta_file))
 
 
 def _own(store: EpisodeStore, shard: Shard) -> list[IndexEntry]:

@@ -17,9 +17,10 @@ from pydantic import BaseModel
 
 from worldvq.atomic import disk_errors, sync_folder, write_atomic
 from worldvq.data.files import IndexEntry, load_json, read_index
-from worldvq.data.shards import INDEX, Shard, merge_shards, shard_indexes
+from worldvq.data.shards import merge_shards, shard_indexes
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.lock import Lock
+from worldvq.shard import INDEX, Shard
 from worldvq.types import ActionSpace
 
 Split = Literal["train", "heldout", "all"]
