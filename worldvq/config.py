@@ -1,21 +1,27 @@
-"""Every config type, and their strict loading from YAML with ``key.path=value`` overrides."""
+"""Every config type, and how an experiment is read from a YAML file with ``key.path=value`` overrides."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from worldvq.errors import UsageError, did_you_mean
+from worldvq.yaml_loading import apply_override, build, dump_yaml, parse_yaml, read_yaml
 
-C = TypeVar("C", bound=BaseModel)
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+__all__ = ["build", "dump_yaml", "parse_yaml"]
+
+PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
+Side = Annotated[int, Field(gt=0, le=4096)]
+"""Pixels of a frame along one axis."""
+Size = Annotated[int, Field(gt=0, le=2**16)]
+"""Channels, codes, choices: what the size of a model depends on. A file cannot ask for more memory than that gives."""
+Depth = Annotated[int, Field(ge=0, le=256)]
+"""Blocks or layers."""
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -30,7 +36,7 @@ class EnvConfig(_Config):
 
     id: str = "worldvq/Maze-v0"
     kwargs: dict[str, Any] = {}
-    size: tuple[PositiveInt, PositiveInt] = (64, 64)
+    size: tuple[Side, Side] = (64, 64)
     """Height and width of a stored frame."""
     observation_key: str | None = None
     """Key of a Dict observation that holds the image; None finds the only image there is."""
@@ -67,13 +73,13 @@ class QuantizerConfig(_Config):
     kind: Literal["ema", "sgd", "fsq"] = "sgd"
     """Codes by gradient (van den Oord et al. 2017, eq. 3), by moving averages (appendix A.1 there), or fixed: finite
     scalar quantization (Mentzer et al. 2023). docs/tokenizers.md compares them."""
-    num_codes: PositiveInt = 512
-    code_dim: PositiveInt = 32
+    num_codes: Annotated[int, Field(gt=0, le=2**24)] = 512
+    code_dim: Size = 32
     commitment_cost: NonNegativeFloat = 0.25
     decay: Fraction = 0.99
     revive_after: PositiveInt = 20
     """A code unused for about this many steps is replaced by an encoder output of the batch."""
-    levels: tuple[Annotated[int, Field(ge=3)], ...] = ()
+    levels: Annotated[tuple[Annotated[int, Field(ge=3, le=2**16)], ...], Field(max_length=64)] = ()
     """``fsq`` only: levels of each dimension; they give ``num_codes``, their product, and ``code_dim``, their number.
     Not 2: bounded so that 0 is the middle of a level, a dimension of two levels would hardly leave that one."""
     initialize: Literal["batch", "kmeans"] = "batch"
@@ -88,6 +94,8 @@ class QuantizerConfig(_Config):
     def _levels_give_sizes(cls, data: Any) -> Any:
         levels = data.get("levels") if isinstance(data, dict) else None
         if not isinstance(levels, list | tuple) or not levels or not all(isinstance(level, int) for level in levels):
+            return data
+        if len(levels) > 64 or max(levels) > 2**16:  # left to the fields, before their product is taken
             return data
         return {"num_codes": math.prod(levels), "code_dim": len(levels), **data}
 
@@ -118,14 +126,14 @@ class QuantizerConfig(_Config):
 class TokenizerConfig(_Config):
     """The frame-level VQ-VAE."""
 
-    frame_size: tuple[PositiveInt, PositiveInt] = (64, 64)
+    frame_size: tuple[Side, Side] = (64, 64)
     downsample: Literal[4, 8, 16] = 8
     """Pixels per token along each axis: 64 at 8 gives 8x8 tokens."""
-    width: Annotated[int, Field(ge=8, multiple_of=8)] = 128
+    width: Annotated[int, Field(ge=8, le=2**16, multiple_of=8)] = 128
     """Channels at token resolution; half as many at twice the resolution."""
-    encoder_blocks: NonNegativeInt = 2
+    encoder_blocks: Depth = 2
     """Residual blocks at token resolution, before the codes."""
-    decoder_blocks: NonNegativeInt = 3
+    decoder_blocks: Depth = 3
     """Residual blocks at token resolution, after the codes."""
     quantizer: QuantizerConfig = QuantizerConfig()
 
@@ -152,10 +160,10 @@ class PriorConfig(_Config):
     """The autoregressive model over the tokens of one frame."""
 
     kind: Literal["transformer", "pixelcnn"] = "transformer"
-    width: PositiveInt = 128
-    num_blocks: PositiveInt = 2
+    width: Size = 128
+    num_blocks: Annotated[Depth, Field(gt=0)] = 2
     """Blocks of the transformer, gated layers of the PixelCNN."""
-    num_heads: PositiveInt = 4
+    num_heads: Size = 4
     """Of the transformer; a PixelCNN has none."""
 
     _check_heads = model_validator(mode="after")(_heads_fit)
@@ -166,9 +174,9 @@ class DynamicsConfig(_Config):
 
     context_frames: PositiveInt = 8
     """Frames that temporal attention sees, the current one included; the size of the ring cache."""
-    width: PositiveInt = 128
-    num_blocks: PositiveInt = 3
-    num_heads: PositiveInt = 4
+    width: Size = 128
+    num_blocks: Annotated[Depth, Field(gt=0)] = 3
+    num_heads: Size = 4
     prior: PriorConfig = PriorConfig()
 
     _check_heads = model_validator(mode="after")(_heads_fit)
@@ -272,108 +280,6 @@ class ExperimentConfig(_Config):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads numbers as YAML 1.2 does and refuses duplicate keys."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float", ":bool", ":timestamp"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver("worldvq:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "worldvq:float",
-    re.compile(r"^[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9_]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"),
-    list("-+.0123456789"),
-)
-
-
-def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(node.value.replace("_", ""))
-
-
-def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    return float(node.value.replace("_", ""))
-
-
-def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", key_node.start_mark)
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_Loader.add_constructor("worldvq:int", _construct_int)
-_Loader.add_constructor("worldvq:float", _construct_float)
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML text; ``source`` names it in the error.
-
-    Raises:
-        UsageError: The text is no valid YAML, or a key stands twice.
-    """
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{source}: " + " ".join(str(error).split())) from None
-
-
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise UsageError(f"override '{override}': write key.path=value, for instance tokenizer.width=64")
-    *parents, last = path.split(".")
-    node = data
-    for key in parents:
-        node = node.setdefault(key, {})
-        if not isinstance(node, dict):
-            raise UsageError(f"override '{override}': '{key}' is a value, it has no keys below it")
-    node[last] = parse_yaml(text, f"override '{override}'")
-
-
-def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    """Names allowed at ``path`` below ``model``, or [] where that is no section."""
-    for key in path:
-        info = model.model_fields.get(str(key))
-        if info is None or not isinstance(info.annotation, type) or not issubclass(info.annotation, BaseModel):
-            return []
-        model = info.annotation
-    return list(model.model_fields)
-
-
-def _describe(error: ValidationError, model: type[BaseModel], source: str) -> str:
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        hint = did_you_mean(str(first["loc"][-1]), _known_keys(model, first["loc"][:-1]))
-        return f"{source}: unknown key '{path}'{hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    where = f"{path} = {first['input']!r}: " if path else ""
-    return f"{source}: {where}{message}"
-
-
-def build(model: type[C], data: Any, source: str) -> C:
-    """Validate plain data as a config.
-
-    Raises:
-        UsageError: An unknown key (with the nearest known one) or a wrong value, in one line.
-    """
-    if not isinstance(data, dict):
-        raise UsageError(f"{source}: expected keys and values, got {type(data).__name__}")
-    try:
-        return model.model_validate(data, strict=False)
-    except ValidationError as error:
-        raise UsageError(_describe(error, model, source)) from None
-
-
 def find_config(name: str | Path) -> Path:
     """Return the path of a config: a file, or the name of one that ships with worldvq (``maze``, ``doom`` …).
 
@@ -402,12 +308,12 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentCo
         UsageError: Missing file, malformed YAML, unknown key or wrong value.
     """
     file = find_config(path)
-    data = parse_yaml(file.read_text(encoding="utf-8"), str(file)) or {}
+    data = read_yaml(file) or {}
     if not isinstance(data, dict):
         raise UsageError(f"{file}: expected keys and values, got {type(data).__name__}")
     overrides = list(overrides)
     for override in overrides:
-        _apply_override(data, override)
+        apply_override(data, override)
     return build(ExperimentConfig, data, f"{file}" + (f" with {' '.join(overrides)}" if overrides else ""))
 
 
@@ -425,10 +331,5 @@ def override(config: ExperimentConfig, changes: dict[str, Any], overrides: Itera
             node = node[key]
         node[last] = value
     for text in overrides:
-        _apply_override(data, text)
+        apply_override(data, text)
     return build(ExperimentConfig, data, "options")
-
-
-def dump_yaml(config: BaseModel, include: set[str] | None = None) -> str:
-    """Return the config, or some of its sections, as YAML that :func:`parse_yaml` and :func:`build` read back."""
-    return yaml.safe_dump(config.model_dump(mode="json", include=include), sort_keys=False)

@@ -71,6 +71,14 @@ def test_a_key_that_stands_twice_and_bad_yaml_are_refused(tmp_path):
         ("env: [", "env.yaml"),
         ("- 1\n", "keys"),
         ("a: !!python/name:os.system\n", "tag"),
+        ("a: !!int '1'\n", "tag"),
+        ("a: &a [1]\nb: *a\n", "anchors"),
+        ("a: *b\n", "anchors"),
+        ("[a]: 1\n", "one word"),
+        ("a: 1e999\n", "too large"),
+        ("a: " + "9" * 5000, "too large"),
+        ("[" * 1000, "deeper than 32"),
+        ("a: 1\n" + " " * 2**17, "at most"),
     ):
         path = tmp_path / "env.yaml"
         path.write_text(text)
@@ -88,3 +96,16 @@ def test_frame_sizes_must_divide_and_agree():
         build(TokenizerConfig, {"frame_size": [60, 64]}, "test")
     with pytest.raises(UsageError, match="differ"):
         build(ExperimentConfig, {"env": EnvConfig(size=(84, 84)).model_dump()}, "test")
+
+
+def test_text_that_looks_like_a_number_survives_a_round_trip():
+    config = EnvConfig(id="1e5", kwargs={"a": "12_000", "b": 0.5, "c": 1e-7, "d": "true", "e": ["0"] * 2})
+    assert build(EnvConfig, parse_yaml(dump_yaml(config), "dump"), "dump") == config
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: \x00", None])
+def test_a_file_that_is_no_text_is_named(tmp_path, content):
+    path = tmp_path / "env.yaml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"env\.yaml"):
+        load_config(path)
