@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from worldvq import __version__
-from worldvq.errors import RunError, UsageError, WorldVQError
+from worldvq.errors import RunError, StoppedError, UsageError, WorldVQError
+from worldvq.preemption import StopAtOnce
 
 HELP = """Train a video world model of a 3D environment, then dream in it.
 
@@ -36,14 +37,22 @@ Overrides = Annotated[
 TemperatureOption = Annotated[
     float | None, typer.Option(min=0, help="0 takes the most probable token. Default: as the world's config says.")
 ]
+TrackOption = Annotated[
+    list[str] | None, typer.Option(help="Also log to tensorboard, wandb or trackio; may be given more than once.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+
+
+def _runs(config: str) -> Path:
+    """Folder of an experiment, unless said otherwise."""
+    return Path("runs") / Path(config).stem
 
 
 def _layout(config: str) -> Any:
     """Folders of an experiment: ``runs/NAME`` unless said otherwise."""
     from worldvq.pipeline import Layout
 
-    return Layout(Path("runs") / Path(config).stem)
+    return Layout(_runs(config))
 
 
 @app.callback(invoke_without_command=True)
@@ -155,14 +164,17 @@ def train_tokenizer_command(
     config: ConfigOption = "maze",
     data: Annotated[Path | None, typer.Option(help="Dataset. [default: runs/CONFIG/data]")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/CONFIG/tokenizer]")] = None,
+    track: TrackOption = None,
 ) -> None:
     """Train the VQ-VAE that turns frames into tokens; run again to resume. Works under `accelerate launch`."""
+    from worldvq.lock import check_unlocked
+
+    folder: Path = out or _runs(config) / "tokenizer"
+    check_unlocked(folder, shared=True)  # by every process at once; before the seconds that the imports below take
     from worldvq.config import load_config
     from worldvq.pipeline import train_tokenizer
 
-    where = _layout(config)
-    folder: Path = out or where.tokenizer
-    train_tokenizer(load_config(config, overrides or []), data or where.data, folder)
+    train_tokenizer(load_config(config, overrides or []), data or _layout(config).data, folder, track or [])
     print(f"tokenizer: {folder}")
 
 
@@ -174,16 +186,20 @@ def train_dynamics_command(
     tokenizer: Annotated[Path | None, typer.Option(help="Trained tokenizer. [default: runs/CONFIG/tokenizer]")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/CONFIG/dynamics]")] = None,
     world: Annotated[Path | None, typer.Option(help="Where the world goes. [default: OUT/../world]")] = None,
+    track: TrackOption = None,
 ) -> None:
     """Train the action-conditioned dynamics on tokens and join it with its tokenizer into a world."""
+    from worldvq.lock import check_unlocked
+
+    folder: Path = out or _runs(config) / "dynamics"
+    check_unlocked(folder, shared=True)  # by every process at once; before the seconds that the imports below take
     from worldvq.config import load_config
     from worldvq.pipeline import train_dynamics
 
     where = _layout(config)
-    folder: Path = out or where.dynamics
     world = world or folder.parent / "world"
     settings = load_config(config, overrides or [])
-    train_dynamics(settings, tokens or where.tokens, tokenizer or where.tokenizer, folder, world)
+    train_dynamics(settings, tokens or where.tokens, tokenizer or where.tokenizer, folder, world, track or [])
     print(f"dynamics: {folder}\nworld: {world}")
 
 
@@ -375,6 +391,9 @@ def _run(arguments: list[str]) -> int:
         code = app(arguments, standalone_mode=False)
         if code == INTERRUPTED:  # typer has swallowed the KeyboardInterrupt
             raise KeyboardInterrupt
+    except StoppedError as stop:
+        print(f"worldvq: {stop}", file=sys.stderr)
+        return stop.exit_code
     except WorldVQError as error:
         print(f"worldvq: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return error.exit_code
@@ -397,6 +416,16 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def _run_in_the_open(arguments: list[str]) -> int:
+    """As :func:`_run`, but errors keep their traceback."""
+    try:
+        app(arguments)
+    except StoppedError as stop:
+        traceback.print_exc()
+        return stop.exit_code
+    return 0
+
+
 def _is_click_usage(error: Exception) -> bool:
     """Typer carries its own click or the installed one, depending on its version: both errors look like this."""
     return hasattr(error, "format_message") and hasattr(error, "exit_code")
@@ -408,8 +437,9 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ.setdefault("ACCELERATE_LOG_LEVEL", "error")
-    runner: Callable[[list[str]], Any] = (lambda given: app(given)) if debug else _run
-    sys.exit(runner(arguments))
+    runner = _run_in_the_open if debug else _run
+    with StopAtOnce():
+        sys.exit(runner(arguments))
 
 
 if __name__ == "__main__":

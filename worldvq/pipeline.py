@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from worldvq.config import EvaluateConfig, ExperimentConfig, TrainConfig, dump_y
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.record import record
+from worldvq.data.shards import merge_shards, shard_indexes
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import UsageError
 from worldvq.evaluate import evaluate
@@ -30,9 +32,12 @@ from worldvq.losses import dynamics_loss
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.world import WorldModel, load_tokenizer, resolve_device, save_tokenizer
+from worldvq.processes import Processes, local_device
+from worldvq.ranks import make_accelerator
 from worldvq.render import grid, save_png
+from worldvq.shard import Shard
 from worldvq.tokenizer_losses import make_tokenizer_loss
-from worldvq.train import check_same_run, fit, make_accelerator
+from worldvq.train import check_same_run, fit
 from worldvq.types import frames_from_model, frames_to_model
 
 STREAM = "envs.adapters:make_stream"
@@ -47,7 +52,7 @@ def _claim(out: Path, config: ExperimentConfig, what: str) -> None:
     write_atomic(out / "config.yaml", text.encode())
 
 
-def train_tokenizer(config: ExperimentConfig, data: Path, out: Path) -> Tokenizer:
+def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: Sequence[str] = ()) -> Tokenizer:
     """Train the VQ-VAE on a dataset; resumes, or returns at once if it is done.
 
     Raises:
@@ -67,16 +72,17 @@ def train_tokenizer(config: ExperimentConfig, data: Path, out: Path) -> Tokenize
     model, loss = make_tokenizer_loss(tokenizer, config.tokenizer_loss)
     batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
     shown = read_clips(store, heldout_clips(store, PICTURE_ROWS, 1, training.seed), 1).frames[:, 0]  # (8, H, W, 3)
-    if main:
-        _claim(out, config, "tokenizer")
 
-    def picture(model: torch.nn.Module, step: int) -> None:
+    def picture(model: torch.nn.Module, step: int) -> np.ndarray:
         output = model(frames_to_model(shown).to(next(model.parameters()).device))
-        save_png(out / "pictures" / f"{step:08d}.png", _grid([shown, frames_from_model(output.frames).cpu()]))
+        drawn = _grid([shown, frames_from_model(output.frames).cpu()])
+        save_png(out / "pictures" / f"{step:08d}.png", drawn)
+        return drawn
 
     height, width = config.tokenizer.grid
     summary = f"tokenizer, {height * width} tokens a frame of {config.tokenizer.quantizer.num_codes} codes"
-    fit(model, loss, batches, training, out, summary=summary, picture=picture)
+    claim = functools.partial(_claim, out, config, "tokenizer")
+    fit(model, loss, batches, training, out, summary=summary, picture=picture, claim=claim, trackers=trackers)
     if main:
         save_tokenizer(out, tokenizer)
     return tokenizer
@@ -90,28 +96,52 @@ def _grid(rows: list[torch.Tensor]) -> np.ndarray:
 def tokenize(tokenizer: Path, data: Path, out: Path, device: str = "auto") -> TokenStore:
     """Turn every frame of a dataset into tokens; continues where it stopped.
 
+    Processes that were started together (``accelerate launch``) take turns with the episodes, each into a shard of the
+    store. The result is that of one process, and any number of processes can continue what another one began.
+
     Raises:
         UsageError: No tokenizer, no dataset, or frames of another size.
+        RunError: Another run is writing to ``out``, or something cannot be written.
     """
-    model = load_tokenizer(tokenizer, resolve_device(device))
+    processes = Processes()
+    model = load_tokenizer(tokenizer, resolve_device(local_device(device)))
     store = EpisodeStore.open(data)
     if store.meta.frame_size != model.config.frame_size:
         raise UsageError(f"{data} holds frames of {store.meta.frame_size}, {tokenizer} takes {model.config.frame_size}")
     meta = TokenMeta(tokenizer_hash=hash_module(model), dataset=store.meta, num_codes=model.num_codes, grid=model.grid)
-    where = next(model.parameters()).device
-    with TokenStore.create(out, meta) as tokens:
-        console = Console(stderr=True)
-        missing = [number for number in store.numbers("all") if number not in tokens]
-        for number in track(missing, "tokenizing", console=console, disable=not console.is_terminal):
-            episode = store.read(number)
-            frames = torch.from_numpy(np.array(episode.frames))
-            with torch.no_grad():
-                parts = [model.encode(frames_to_model(part.to(where))).cpu() for part in frames.split(256)]
-            tokens.write(number, torch.cat(parts).numpy(), episode)
+    if processes.is_first:
+        if shard_indexes(out):  # of a run that was ended, perhaps of other processes
+            merge_shards(out)
+        TokenStore.create(out, meta).close()
+    processes.follow_first()
+    shard = Shard(processes.index, processes.count)
+    with TokenStore.create(out, meta, shard) as tokens:
+        _tokenize_missing(model, store, tokens, shard)
+    processes.gather()
+    if processes.is_first:
+        merge_shards(out)
+    processes.follow_first()
+    tokens = TokenStore.open(out)
+    processes.gather()  # the first one may keep the counters: it stays until all have read
     return tokens
 
 
-def train_dynamics(config: ExperimentConfig, tokens: Path, tokenizer: Path, out: Path, world: Path) -> WorldModel:
+def _tokenize_missing(model: Tokenizer, store: EpisodeStore, tokens: TokenStore, shard: Shard) -> None:
+    """Write the tokens of this shard's episodes that have none yet."""
+    console = Console(stderr=True)
+    device = next(model.parameters()).device
+    missing = [number for number in store.numbers("all") if shard.owns(number) and number not in tokens]
+    for number in track(missing, "tokenizing", console=console, disable=shard.index > 0 or not console.is_terminal):
+        episode = store.read(number)
+        frames = torch.from_numpy(np.array(episode.frames))
+        with torch.no_grad():
+            parts = [model.encode(frames_to_model(part.to(device))).cpu() for part in frames.split(256)]
+        tokens.write(number, torch.cat(parts).numpy(), episode)
+
+
+def train_dynamics(
+    config: ExperimentConfig, tokens: Path, tokenizer: Path, out: Path, world: Path, trackers: Sequence[str] = ()
+) -> WorldModel:
     """Train the dynamics on tokens, then join it with its tokenizer into a world.
 
     Raises:
@@ -130,13 +160,15 @@ def train_dynamics(config: ExperimentConfig, tokens: Path, tokenizer: Path, out:
     model = Dynamics(config.dynamics, vqvae.grid, vqvae.num_codes, store.action_space)
     model.initialize_embeddings(vqvae.quantizer.codebook)
     batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
-    if main:
-        _claim(out, config, "dynamics")
     joined = WorldModel(vqvae, model, _world_meta(store.meta, config.evaluate))
     height, width = vqvae.grid
     summary = f"dynamics, {height * width} tokens a frame, clips of {training.clip_frames} frames"
     picture = _imagined_strip(joined, store, config.evaluate, training, out)
-    fit(model, dynamics_loss, batches, training, out, summary=summary, picture=picture)
+    claim = functools.partial(_claim, out, config, "dynamics")
+    model = fit(
+        model, dynamics_loss, batches, training, out, summary=summary, picture=picture, claim=claim, trackers=trackers
+    )
+    assert isinstance(model, Dynamics)
     joined = WorldModel(vqvae.to(next(model.parameters()).device), model, joined.meta)
     if main:
         joined.save(world)
@@ -155,7 +187,7 @@ def _world_meta(meta: TokenMeta, protocol: EvaluateConfig) -> dict[str, Any]:
 
 def _imagined_strip(
     world: WorldModel, store: TokenStore, protocol: EvaluateConfig, training: TrainConfig, out: Path
-) -> Callable[[torch.nn.Module, int], None] | None:
+) -> Callable[[torch.nn.Module, int], np.ndarray] | None:
     """Return the picture of a dynamics run: decoded true tokens over imagined ones, for a few held-out clips."""
     length = protocol.context + protocol.horizon
     try:
@@ -163,7 +195,7 @@ def _imagined_strip(
     except UsageError:  # held-out episodes are shorter than that: training goes on without pictures
         return None
 
-    def picture(model: torch.nn.Module, step: int) -> None:
+    def picture(model: torch.nn.Module, step: int) -> np.ndarray:
         device = next(model.parameters()).device
         here = WorldModel(world.tokenizer.to(device), model, world.meta)  # type: ignore[arg-type]
         imagined = here.imagine_tokens(clip.tokens[:, : protocol.context], clip.actions[:, :-1], seed=training.seed)
@@ -171,7 +203,9 @@ def _imagined_strip(
         dreamt = true.clone()
         dreamt[:, protocol.context :] = here.render(imagined.tokens)
         rows = [row for pair in zip(true, dreamt, strict=True) for row in pair]
-        save_png(out / "pictures" / f"{step:08d}.png", _grid(rows))
+        drawn = _grid(rows)
+        save_png(out / "pictures" / f"{step:08d}.png", drawn)
+        return drawn
 
     return picture
 

@@ -15,7 +15,8 @@ from worldvq.config import OptimizerConfig, QuantizerConfig, TokenizerConfig, Tr
 from worldvq.errors import CorruptFileError, RunError, UsageError
 from worldvq.losses import tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.train import fit, learning_rate, resolve_precision
+from worldvq.ranks import resolve_precision
+from worldvq.train import fit, learning_rate
 from worldvq.types import Clip
 
 SMALL = TokenizerConfig(
@@ -42,6 +43,9 @@ class Batches:
         self.seen.append(step)
         yes, zeros = torch.ones(share, 1, dtype=torch.bool), torch.zeros(share, 1)
         return Clip(frames, zeros.long(), zeros, zeros.bool(), yes, yes)
+
+    def ids(self, step):
+        return np.array([(row, step) for row in range(self.batch_size)])
 
 
 def config(**changes):

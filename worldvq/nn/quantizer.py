@@ -129,7 +129,7 @@ class VectorQuantizer(Quantizer):
     def _initialize(self, rows: Tensor, fresh: Tensor, finite: Tensor) -> None:
         """Start from encoder outputs of the first batch, or their k-means: random codes would mostly stay unused.
 
-        Like ``_learn``, does nothing for a batch that is not all ``finite`` (() bool): told without a look at the device.
+        Like ``_learn``, does nothing for a batch that is not all ``finite`` (() bool); nobody waits to learn of it.
         """
         if self.config.initialize == "kmeans" and not self._seen_initialized:
             self._seen_initialized = bool(self.initialized)
