@@ -11,6 +11,17 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="repeat the fault tests at many more random points")
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "only_slow: left out without --slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        slow = [item for item in items if item.get_closest_marker("only_slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -1,0 +1,29 @@
+"""A whole road of the smallest size, walked once for all fault tests, by a process that is watched."""
+
+import subprocess
+
+import pytest
+from command_line import COMMAND
+from fault_tools import Watch
+
+SMALL = [
+    *("record.frames=600", "env.max_steps=20", "env.size=[16,16]", "tokenizer.frame_size=[16,16]"),
+    *("tokenizer_training.steps=4", "tokenizer_training.batch_size=4", "dynamics_training.steps=2"),
+    *("evaluate.clips=24", "evaluate.context=2", "evaluate.horizon=3", "evaluate.batch_size=1"),
+]
+
+
+@pytest.fixture(scope="session")
+def road(tmp_path_factory):
+    """What ``worldvq demo`` leaves: data, tokenizer, tokens, dynamics, world, report and rollout.mp4.
+
+    Beside it ``demo.left`` holds what its process left behind, which should be nothing.
+    """
+    folder = tmp_path_factory.mktemp("road")
+    out = folder / "demo"
+    with Watch(folder / "tmp") as watch:
+        command = [*COMMAND, "demo", "--config", "tiny", "--out", str(out), *SMALL]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=watch.environment, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "demo.left").write_text("\n".join(watch.left(out)))
+    return out
