@@ -36,6 +36,8 @@ class Lock:
             RunError: Somebody else holds it; names who.
         """
         path = folder / name
+        if path.is_symlink():  # its target would be written over
+            raise RunError(f"{path}: a symbolic link; delete it")
         with disk_errors(path):
             self._file = path.open("a+", encoding="utf-8", errors="replace")
         try:
@@ -48,11 +50,15 @@ class Lock:
             raise RunError(f"{folder}: {owner} is writing to it; wait for it or choose another folder") from None
         if shared:
             return
-        self._file.seek(0)
-        self._file.truncate()
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()} (since {since})\n")
-        self._file.flush()
+        owner = f"process {os.getpid()} on {socket.gethostname()} (since {since})\n"
+        try:
+            with disk_errors(path):
+                os.ftruncate(self._file.fileno(), 0)
+                os.write(self._file.fileno(), owner.encode())
+        except BaseException:
+            self._file.close()
+            raise
 
     def release(self) -> None:
         """Let the next writer in."""
