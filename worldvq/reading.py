@@ -37,6 +37,8 @@ def open_file(path: Path, *, follow: bool = True) -> Iterator[tuple[BinaryIO, in
     Raises:
         CorruptFileError: It is missing, a folder, a device, a link that may not be one, or cannot be read.
     """
+    if "\0" in str(path):
+        raise CorruptFileError(f"{str(path)!r}: no file has such a name")
     try:
         # Not blocking: a named pipe would hold the reader up before it can be refused.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
@@ -49,8 +51,6 @@ def open_file(path: Path, *, follow: bool = True) -> Iterator[tuple[BinaryIO, in
         if not follow and path.is_symlink():
             raise CorruptFileError(f"{path}: a symbolic link; a store holds its files itself") from None
         raise CorruptFileError(f"{path}: cannot read: {error.strerror or error}") from None
-    except ValueError as error:  # a name with a NUL
-        raise CorruptFileError(f"{str(path)!r}: cannot read: {error}") from None
 
 
 def read_bounded(path: Path, limit: int = MAX_JSON, *, follow: bool = True) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from worldvq.config import EnvConfig
 from worldvq.data import compression
 from worldvq.data.episodes import DatasetMeta, EpisodeStore, write_episode
 from worldvq.errors import CorruptFileError, RunError, UsageError
+from worldvq.reading import seal
 from worldvq.types import ActionSpace, Episode
 
 SPACES = {
@@ -241,7 +243,7 @@ def test_full_disk_is_seen_before_writing(tmp_path, monkeypatch):
     with EpisodeStore.create(tmp_path / "d", make_meta()) as store:
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1234))
-        with pytest.raises(RunError, match=r"000000\.safetensors: the disk is full.* 1,234 free"):
+        with pytest.raises(RunError, match=r"000000\.safetensors: the disk is full.* 1,234 bytes free"):
             store.commit(0, make_episode())
     assert not list((tmp_path / "d" / "episodes").iterdir())
 
@@ -301,6 +303,8 @@ def test_a_file_under_the_wrong_number_is_named(tmp_path):
     shutil.copy(first, second)
     lines = [json.loads(line) for line in (tmp_path / "d" / "index.jsonl").read_text().splitlines()]
     lines[1]["sha256"] = lines[0]["sha256"]  # even where the hash is right
+    for line in lines:
+        del line["crc32"]
     (tmp_path / "d" / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (problem,) = EpisodeStore.open(tmp_path / "d").verify()
     assert problem == f"{second}: number is 0, the index says 1"
@@ -358,7 +362,7 @@ def test_hostile_headers(tmp_path, header):
         (lambda line: {**line, "number": 0, "file": "episodes/000000.safetensors"}, r"line 2: episode 0 .*twice"),
         (lambda line: {**line, "sha256": "0"}, r"line 2: sha256"),
         (lambda line: {**line, "more": 1}, r"line 2: unknown key 'more'"),
-        (lambda line: {**line, "episode_return": float("nan")}, r"line 2: episode_return"),
+        (lambda line: {**line, "episode_return": float("nan")}, r"line 2: .*NaN is no number"),
         (lambda line: [line], r"line 2: expected keys"),
         (lambda line: "nonsense", r"line 2"),
     ],
@@ -367,16 +371,38 @@ def test_a_malformed_line_is_named(tmp_path, change, match):
     fill(tmp_path / "d", 3)
     index = tmp_path / "d" / "index.jsonl"
     lines = index.read_text().splitlines()
-    lines[1] = json.dumps(change(json.loads(lines[1])))
+    line = json.loads(lines[1])
+    del line["crc32"]
+    lines[1] = json.dumps(change(line))
     index.write_text("\n".join(lines) + "\n")
     with pytest.raises(CorruptFileError, match=r"index\.jsonl, " + match):
         EpisodeStore.open(tmp_path / "d")
+
+
+def test_an_index_from_before_lines_had_checksums_still_opens(tmp_path):
+    entries = fill(tmp_path / "d", 3).entries
+    index = tmp_path / "d" / "index.jsonl"
+    whole = index.read_bytes()
+    index.write_bytes(re.sub(rb',"crc32":"\w+"', b"", whole))
+    assert len(index.read_bytes()) < len(whole) - 3 * 15
+    assert EpisodeStore.open(tmp_path / "d").entries == entries
 
 
 def test_a_broken_description_is_named(tmp_path):
     fill(tmp_path / "d", 1)
     description = tmp_path / "d" / "dataset.json"
     good = json.loads(description.read_text())
+    assert description.read_bytes() == seal({name: good[name] for name in good if name != "checksum"})
+    for text, match in (
+        (json.dumps(good | {"seed": 1}), "checksum is not that of its content"),
+        (json.dumps(good).replace("checksum", "checksm"), "unknown key 'checksm'"),
+    ):
+        description.write_text(text)
+        with pytest.raises(CorruptFileError, match=rf"dataset\.json: .*{match}"):
+            EpisodeStore.open(tmp_path / "d")
+    del good["checksum"]
+    description.write_text(json.dumps(good))  # as before there were checksums
+    assert len(EpisodeStore.open(tmp_path / "d")) == 1
     for text, match in (
         ("{", "not valid JSON"),
         (json.dumps(good | {"format_version": 2}), "format_version"),

@@ -12,6 +12,7 @@ LOW = (
     "worldvq.errors",
     "worldvq.differences",
     "worldvq.reading",
+    "worldvq.tensors",
     "worldvq.atomic",
     "worldvq.lock",
     "worldvq.shard",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -93,9 +95,17 @@ def test_damage_is_named(tmp_path):
     file = tmp_path / "t" / entries[1].file
     good = file.read_bytes()
     file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))  # still a valid token
-    (problem,) = TokenStore.open(tmp_path / "t").verify()
-    assert problem.startswith(str(file))
-    file.write_bytes(good[:-1] + b"\xff")  # token 65,2xx
+    with pytest.raises(CorruptFileError, match=r"000001\.safetensors: its hash"):
+        TokenStore.open(tmp_path / "t")
+    file.write_bytes(good)
+    with TokenStore.open(tmp_path / "t") as store:
+        file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        (problem,) = store.verify()
+        assert problem.startswith(str(file))
+    file.write_bytes(good[:-1] + b"\xff")  # token 65,2xx, and an index that says that it is right
+    index = tmp_path / "t" / "index.jsonl"
+    changed = entries[1].model_copy(update={"sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
+    index.write_bytes(index.read_bytes().replace(entries[1].to_line(), changed.to_line()))
     with pytest.raises(CorruptFileError, match=r"000001\.safetensors: a token is not below"):
         TokenStore.open(tmp_path / "t")
     file.unlink()

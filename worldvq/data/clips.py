@@ -39,17 +39,18 @@ def read_clips(store: EpisodeStore | TokenStore, ids: np.ndarray, clip_frames: i
         CorruptFileError: A file is missing or broken.
     """
     batch, space = len(ids), store.action_space
+    windows = np.asarray(ids).tolist()
+    episodes = [store.mapped(number) for number, _ in windows]  # checked before memory is taken for what they claim
     is_frames = isinstance(store, EpisodeStore)
     items = torch.empty((batch, clip_frames, *store.item_shape), dtype=torch.uint8 if is_frames else torch.int64)
     actions = np.zeros((batch, clip_frames, *space.shape), space.dtype)
     rewards = np.zeros((batch, clip_frames), np.float32)
     terminated, mask, action_mask = np.zeros((3, batch, clip_frames), bool)
     out = items.numpy()
-    for row, (number, start) in enumerate(np.asarray(ids).tolist()):
+    for row, ((number, start), episode) in enumerate(zip(windows, episodes, strict=True)):
         entry = store.entry(number)
         if not 0 <= start < entry.num_frames:
             raise UsageError(f"{store.path}: episode {number} has {entry.num_frames} frames, there is no frame {start}")
-        episode = store.mapped(number)
         num_frames = min(clip_frames, entry.num_frames - start)
         num_actions = min(clip_frames, entry.num_frames - 1 - start)
         store.copy_window(number, start, out[row, :num_frames])

@@ -21,6 +21,8 @@ except ImportError:
 CHUNK = 16
 """Frames that are compressed together."""
 LEVEL = 5
+MAX_WINDOW = 2**23
+"""Bytes that decoding in pieces may look back; level 5 looks back 2 MiB."""
 
 _local = threading.local()  # a decompressor serves one thread at a time
 
@@ -54,30 +56,77 @@ def encode_frames(frames: np.ndarray) -> dict[str, np.ndarray]:
 def decode_frames(tensors: dict[str, np.ndarray], num_frames: int, start: int, out: np.ndarray) -> None:
     """Decode frames ``start`` to ``start + len(out)`` of an episode of ``num_frames`` into ``out`` (n, H, W, 3).
 
+    :func:`check_chunks` has passed the tensors.
+
     Raises:
-        ValueError: The arrays are missing or do not decode to such frames.
+        ValueError: They do not decode to such frames.
     """
     require_zstandard()
     assert zstandard is not None
     if not hasattr(_local, "decompressor"):
         _local.decompressor = zstandard.ZstdDecompressor()
-    blob, ends = tensors.get("frames_zstd"), tensors.get("chunk_ends")
-    if blob is None or ends is None or ends.shape != (-(-num_frames // CHUNK),) or blob.ndim != 1:
-        raise ValueError("the compressed frames are missing or have the wrong number of chunks")
     stop, position = start + len(out), start
     while position < stop:
         chunk = position // CHUNK
         first, last = chunk * CHUNK, min((chunk + 1) * CHUNK, num_frames)
-        begin, end = int(ends[chunk - 1]) if chunk else 0, int(ends[chunk])
-        size = (last - first) * out[0].size
+        data = _chunk(tensors, chunk, (last - first) * out[0].size)
         try:
-            # The size is checked first: the one that a damaged chunk states is never allocated.
-            data = blob[begin:end].data if 0 <= begin < end <= len(blob) else b""
-            if zstandard.get_frame_parameters(data).content_size != size:
-                raise ValueError(f"chunk {chunk} does not hold {last - first} frames")
             decoded = np.frombuffer(_local.decompressor.decompress(data), np.uint8).reshape(-1, *out.shape[1:])
         except zstandard.ZstdError as error:
             raise ValueError(f"chunk {chunk} cannot be decoded ({error})") from None
         until = min(last, stop)
         out[position - start : until - start] = decoded[position - first : until - first]
         position = until
+
+
+def check_chunks(tensors: dict[str, np.ndarray], num_frames: int, frame_bytes: int) -> None:
+    """Check what the chunks of an episode of ``num_frames`` say of themselves, without decoding any.
+
+    Raises:
+        ValueError: They are missing, or one does not say that it holds its frames.
+    """
+    require_zstandard()
+    blob, ends = tensors.get("frames_zstd"), tensors.get("chunk_ends")
+    if blob is None or ends is None or blob.dtype != np.uint8 or ends.dtype != np.int64 or blob.ndim != 1:
+        raise ValueError("the compressed frames are missing")
+    if ends.shape != (-(-num_frames // CHUNK),):
+        raise ValueError("the compressed frames have the wrong number of chunks")
+    for chunk in range(len(ends)):
+        _chunk(tensors, chunk, min(CHUNK, num_frames - chunk * CHUNK) * frame_bytes)
+    if ends[-1] != len(blob):
+        raise ValueError("the chunks do not fill the compressed frames")
+
+
+def check_decodes(tensors: dict[str, np.ndarray]) -> None:
+    """Decode chunks that :func:`check_chunks` has passed, in small pieces that are thrown away.
+
+    Raises:
+        ValueError: One does not decode to the size that it states.
+    """
+    assert zstandard is not None
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
+    for chunk in range(len(tensors["chunk_ends"])):
+        data = _chunk(tensors, chunk, None)
+        size, length = zstandard.get_frame_parameters(data).content_size, 0
+        try:
+            for piece in decompressor.read_to_iter(bytes(data)):
+                length += len(piece)
+        except zstandard.ZstdError as error:
+            raise ValueError(f"chunk {chunk} cannot be decoded ({error})") from None
+        if length != size:
+            raise ValueError(f"chunk {chunk} holds {length:,} bytes and states {size:,}")
+
+
+def _chunk(tensors: dict[str, np.ndarray], chunk: int, size: int | None) -> memoryview:
+    """Return a compressed chunk that states that it decodes to ``size`` bytes; what else it states is not allocated."""
+    assert zstandard is not None
+    blob, ends = tensors["frames_zstd"], tensors["chunk_ends"]
+    begin, end = int(ends[chunk - 1]) if chunk else 0, int(ends[chunk])
+    data = blob[begin:end].data if 0 <= begin < end <= len(blob) else memoryview(b"")
+    try:
+        stated = zstandard.get_frame_parameters(data).content_size
+    except zstandard.ZstdError as error:
+        raise ValueError(f"chunk {chunk} cannot be decoded ({error})") from None
+    if size is not None and stated != size:
+        raise ValueError(f"chunk {chunk} states {stated:,} bytes, its frames have {size:,}")
+    return data

@@ -6,7 +6,7 @@ chunks of 16 frames (see :mod:`worldvq.data.compression`) of which only those th
 
 from __future__ import annotations
 
-import json
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,27 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import field_validator
 
-from worldvq.config import EnvConfig, NonNegativeInt, PositiveInt
-from worldvq.data.compression import decode_frames, encode_frames, require_zstandard
-from worldvq.data.files import IndexEntry, Record, SafetensorsFile, map_expected, write_tensors
+from worldvq.config import EnvConfig, NonNegativeInt, PositiveInt, Side
+from worldvq.data.compression import check_chunks, check_decodes, decode_frames, encode_frames, require_zstandard
+from worldvq.data.files import (
+    IndexEntry,
+    Record,
+    SafetensorsFile,
+    check_expected,
+    check_hash,
+    check_listed,
+    map_file,
+    write_tensors,
+)
 from worldvq.data.store import Store
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.types import ActionSpace, Episode
 
 MAX_MAPPED = 16_384
 """Episodes kept mapped; far below Linux's limit of 65,530 mappings a process."""
+MAX_EXPANSION = 1000
+"""Compressed frames of more than ``MAX_EXPANDED`` bytes may not be more than so many times their file."""
+MAX_EXPANDED = 2**30
 
 
 class DatasetMeta(Record):
@@ -33,7 +45,7 @@ class DatasetMeta(Record):
     env: EnvConfig
     action_space: dict[str, Any]
     """As :meth:`worldvq.types.ActionSpace.to_json` gives it."""
-    frame_size: tuple[PositiveInt, PositiveInt]
+    frame_size: tuple[Side, Side]
     seed: NonNegativeInt = 0
     policy: str
     heldout_every: PositiveInt = 10
@@ -45,7 +57,7 @@ class DatasetMeta(Record):
     def _is_action_space(cls, value: dict[str, Any]) -> dict[str, Any]:
         try:
             return ActionSpace.from_json(value).to_json()
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"no action space: {error!r}") from None
 
 
@@ -57,6 +69,7 @@ class MappedEpisode:
     actions: np.ndarray
     rewards: np.ndarray
     file: SafetensorsFile
+    meta: dict[str, Any]
 
 
 def write_episode(folder: str | Path, number: int, episode: Episode, compression: str = "none") -> IndexEntry:
@@ -89,6 +102,7 @@ class EpisodeStore(Store[DatasetMeta]):
         super().__init__(*args)
         self._action_space = ActionSpace.from_json(self.meta.action_space)
         self._mapped: OrderedDict[int, MappedEpisode] = OrderedDict()
+        self._hashed: set[int] = set()
         if self.meta.compression == "zstd":
             require_zstandard()
 
@@ -138,7 +152,7 @@ class EpisodeStore(Store[DatasetMeta]):
             truncated=entry.truncated,
             interrupted=entry.interrupted,
             seed=entry.seed,
-            meta=_about(self.path / entry.file, mapped.file)["meta"],
+            meta=mapped.meta,
         )
 
     def frames(self, number: int) -> np.ndarray:
@@ -156,11 +170,21 @@ class EpisodeStore(Store[DatasetMeta]):
         return (*self.meta.frame_size, 3)
 
     def mapped(self, number: int) -> MappedEpisode:
-        """Map an episode's file, or return the mapping that is kept from before."""
+        """Map an episode's file, hashed the first time, or return the mapping that is kept from before.
+
+        Raises:
+            UsageError: There is no such episode.
+            CorruptFileError: Its file is missing, or not what was committed.
+        """
         try:
             return self._mapped[number]
         except KeyError:
-            mapped = self._mapped[number] = self._map(self.entry(number))
+            entry = self.entry(number)
+            mapped = self._map(entry)
+            if number not in self._hashed:
+                check_hash(self.path / entry.file, entry.sha256)
+                self._hashed.add(number)
+            self._mapped[number] = mapped
             if len(self._mapped) > MAX_MAPPED:
                 self._mapped.popitem(last=False)
             return mapped
@@ -186,31 +210,35 @@ class EpisodeStore(Store[DatasetMeta]):
         expected = {"actions": (space.dtype, (steps, *space.shape)), "rewards": (np.dtype(np.float32), (steps,))}
         if self.meta.compression == "none":
             expected["frames"] = (np.dtype(np.uint8), (entry.num_frames, *self.item_shape))
-        file = map_expected(self.path / entry.file, expected)
+        path = self.path / entry.file
+        file = map_file(path)
+        check_expected(path, file, expected)
+        about = check_listed(path, file, entry)
         tensors = file.tensors
-        return MappedEpisode(tensors.get("frames"), tensors["actions"], tensors["rewards"], file)
+        if self.meta.compression == "zstd":
+            self._check_chunks(entry, file)
+        return MappedEpisode(tensors.get("frames"), tensors["actions"], tensors["rewards"], file, about["meta"])
+
+    def _check_chunks(self, entry: IndexEntry, file: SafetensorsFile) -> None:
+        """Refuse compressed frames that do not say of every chunk what it must hold, or would fill the memory."""
+        path, frame_bytes = self.path / entry.file, math.prod(self.item_shape)
+        try:
+            check_chunks(file.tensors, entry.num_frames, frame_bytes)
+        except ValueError as error:
+            raise CorruptFileError(f"{path}: {error}") from None
+        held, whole = file.tensors["frames_zstd"].nbytes, entry.num_frames * frame_bytes
+        if whole > max(MAX_EXPANDED, MAX_EXPANSION * held):
+            raise CorruptFileError(f"{path}: {held:,} bytes would expand to {whole:,}, which no recording does")
 
     def _check_contents(self, entry: IndexEntry) -> None:
         path, mapped = self.path / entry.file, self._map(entry)
-        about = _about(path, mapped.file)
-        for name in ("number", "seed", "terminated", "truncated", "interrupted"):
-            if about.get(name) != getattr(entry, name):
-                raise CorruptFileError(f"{path}: {name} is {about.get(name)}, the index says {getattr(entry, name)}")
         if problem := _action_problem(self.action_space, mapped.actions):
             raise CorruptFileError(f"{path}: {problem}")
         if mapped.frames is None:
-            self.frames(entry.number)
-
-
-def _about(path: Path, file: SafetensorsFile) -> dict[str, Any]:
-    """The JSON that describes an episode, from its own file."""
-    try:
-        about = json.loads(file.metadata["episode"])
-        if not isinstance(about["meta"], dict):
-            raise ValueError("meta is no object")
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{path}: its description cannot be read ({error!r})") from None
-    return about
+            try:
+                check_decodes(mapped.file.tensors)
+            except ValueError as error:
+                raise CorruptFileError(f"{path}: {error}") from None
 
 
 def _action_problem(space: ActionSpace, actions: np.ndarray) -> str:

@@ -8,7 +8,6 @@ file without a line, or a torn last line; all three are ignored on reading and c
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
@@ -16,10 +15,12 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel
 
 from worldvq.atomic import disk_errors, sync_folder, write_atomic
-from worldvq.data.files import IndexEntry, load_json, read_index
+from worldvq.data.files import IndexEntry, check_hash, load_json, mend_index, read_index, refuse_links
 from worldvq.data.shards import merge_shards, shard_indexes
+from worldvq.differences import differences, join
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.lock import Lock
+from worldvq.reading import read_bounded, seal
 from worldvq.shard import INDEX, Shard
 from worldvq.types import ActionSpace
 
@@ -59,7 +60,8 @@ class Store(Generic[M]):
             raise UsageError(f"{path}: {problem}; make one with: {cls.how_to_make}")
         if not (path / INDEX).exists() and (shards := shard_indexes(path)):
             raise UsageError(f"{path} holds {len(shards)} shards that are not merged: worldvq data merge {path}")
-        meta: Any = load_json(cls.meta_type, (path / cls.meta_file).read_bytes(), str(path / cls.meta_file))
+        refuse_links(path)
+        meta = cls._read_meta(path)
         return cls(path, meta, read_index(path / INDEX)[0])
 
     @classmethod
@@ -80,6 +82,7 @@ class Store(Generic[M]):
         path = Path(path)
         if path.exists() and (not path.is_dir() or _strangers(path)) and not (path / cls.meta_file).is_file():
             raise UsageError(f"{path} holds other files and no {cls.what}; give a new or an empty folder")
+        refuse_links(path)
         with disk_errors(path):
             (path / "episodes").mkdir(parents=True, exist_ok=True)
         locks = [Lock(path, shared=not shard.is_whole)]
@@ -91,16 +94,16 @@ class Store(Generic[M]):
             for stale in _stale_files(path, shard):
                 stale.unlink(missing_ok=True)
             if (path / cls.meta_file).is_file():
-                found: Any = load_json(cls.meta_type, (path / cls.meta_file).read_bytes(), str(path / cls.meta_file))
-                differences = _differences(found.model_dump(mode="json"), meta.model_dump(mode="json"))
-                if differences:
-                    raise UsageError(f"{path} was made otherwise: {'; '.join(differences)}; give another folder")
+                found = cls._read_meta(path)
+                pair = (found.model_dump(mode="json"), meta.model_dump(mode="json"))
+                if lines := differences(*pair, ("there", "asked"), ignore=("versions",)):  # of libraries
+                    raise UsageError(f"{path} was made otherwise: {join(lines)}; give another folder")
                 meta = found
             else:
-                write_atomic(path / cls.meta_file, (meta.model_dump_json(indent=2) + "\n").encode())
+                write_atomic(path / cls.meta_file, seal(meta.model_dump(mode="json")))
             own, whole = read_index(path / shard.index_name)
             if (path / shard.index_name).exists():
-                os.truncate(path / shard.index_name, whole)
+                mend_index(path / shard.index_name, whole)
             merged = [] if shard.is_whole else read_index(path / INDEX)[0]
             numbers = {entry.number for entry in own}
             store = cls(path, meta, own + [entry for entry in merged if entry.number not in numbers], locks)
@@ -110,6 +113,11 @@ class Store(Generic[M]):
             raise
         store._shard = shard
         return store
+
+    @classmethod
+    def _read_meta(cls, path: Path) -> Any:
+        file = path / cls.meta_file
+        return load_json(cls.meta_type, read_bounded(file, follow=False), str(file))
 
     @classmethod
     def merge(cls, path: str | Path) -> Self:
@@ -230,16 +238,9 @@ class Store(Generic[M]):
         """Hash and read every listed file; return one line for each that is broken, naming it."""
         problems = []
         for entry in self.entries:
-            path = self.path / entry.file
             try:
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if digest != entry.sha256:
-                    problems.append(f"{path}: its hash is not the one in the index; the file has changed")
-                    continue
+                check_hash(self.path / entry.file, entry.sha256)
                 self._check_contents(entry)
-            except OSError as error:
-                problems.append(f"{path}: cannot read: {error.strerror or error}")
             except CorruptFileError as error:
                 problems.append(str(error))
         return problems
@@ -258,11 +259,3 @@ def _stale_files(path: Path, shard: Shard) -> list[Path]:
     stale = (path / "episodes").glob(".*.safetensors.*.tmp")
     numbers = {file: file.name[1:].partition(".")[0] for file in stale}
     return [file for file, number in numbers.items() if number.isdecimal() and shard.owns(int(number))]
-
-
-def _differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """Compare two metas key by key; library versions may differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [k for k in {**old, **new} if k != "versions"]
-        return [line for k in keys for line in _differences(old.get(k), new.get(k), f"{key}.{k}" if key else k)]
-    return [] if old == new else [f"{key} is {old!r} there, {new!r} asked"]

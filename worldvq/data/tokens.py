@@ -9,9 +9,18 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from worldvq.config import PositiveInt
+from worldvq.config import Side
 from worldvq.data.episodes import DatasetMeta
-from worldvq.data.files import IndexEntry, Record, map_expected, write_tensors
+from worldvq.data.files import (
+    IndexEntry,
+    Record,
+    SafetensorsFile,
+    check_expected,
+    check_listed,
+    load_file,
+    map_file,
+    write_tensors,
+)
 from worldvq.data.store import Store
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.types import ActionSpace, Episode
@@ -23,8 +32,8 @@ class TokenMeta(Record):
     format_version: Literal[1] = 1
     tokenizer_hash: str = Field(min_length=1)
     dataset: DatasetMeta
-    num_codes: PositiveInt
-    grid: tuple[PositiveInt, PositiveInt]
+    num_codes: int = Field(gt=0, le=2**24)
+    grid: tuple[Side, Side]
     """Height and width of a frame in tokens."""
 
     @property
@@ -115,21 +124,27 @@ class TokenStore(Store[TokenMeta]):
         out[:] = self._held[number].tokens[start : start + len(out)]
 
     def _map(self, entry: IndexEntry) -> TokenEpisode:
+        path = self.path / entry.file
+        return self._checked(path, map_file(path), entry)
+
+    def _load(self, entry: IndexEntry) -> TokenEpisode:
+        """Read an episode into memory; check its hash and the range of its tokens."""
+        path = self.path / entry.file
+        held = self._checked(path, load_file(path, entry.sha256), entry)
+        if held.tokens.min() < 0 or held.tokens.max() >= self.meta.num_codes:
+            raise CorruptFileError(f"{path}: a token is not below num_codes {self.meta.num_codes}")
+        return held
+
+    def _checked(self, path: Path, file: SafetensorsFile, entry: IndexEntry) -> TokenEpisode:
         space, steps = self.action_space, entry.num_frames - 1
         expected = {
             "tokens": (self.meta.dtype, (entry.num_frames, *self.meta.grid)),
             "actions": (space.dtype, (steps, *space.shape)),
             "rewards": (np.dtype(np.float32), (steps,)),
         }
-        held = map_expected(self.path / entry.file, expected).tensors
-        return TokenEpisode(held["tokens"], held["actions"], held["rewards"])
-
-    def _load(self, entry: IndexEntry) -> TokenEpisode:
-        """Copy an episode into memory and check the range of its tokens."""
-        mapped = self._map(entry)
-        if mapped.tokens.min() < 0 or mapped.tokens.max() >= self.meta.num_codes:
-            raise CorruptFileError(f"{self.path / entry.file}: a token is not below num_codes {self.meta.num_codes}")
-        return TokenEpisode(np.array(mapped.tokens), np.array(mapped.actions), np.array(mapped.rewards))
+        check_expected(path, file, expected)
+        check_listed(path, file, entry)
+        return TokenEpisode(file.tensors["tokens"], file.tensors["actions"], file.tensors["rewards"])
 
     def _check_contents(self, entry: IndexEntry) -> None:
         self._load(entry)
