@@ -98,6 +98,7 @@ class Watch:
         def gone() -> bool:
             memory = {name for name in shared_memory() - self._memory if name.startswith(("torch_", "psm_", "sem."))}
             files = [*self.temporary.iterdir(), *(path for folder in folders for path in folder.rglob("*.tmp"))]
+            files = [path for path in files if not path.name.startswith("torchinductor_")]  # PyTorch's cache is to stay
             running = processes_with(MARKER, str(self.temporary))
             found[:] = [*(f"{p.pid} {p.cmdline()}" for p in running), *memory, *map(str, files)]
             return not found
