@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
+import io
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
+from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from worldvq.atomic import disk_errors, sync_folder, write_atomic
-from worldvq.errors import CorruptFileError, UsageError
+from worldvq.differences import join
+from worldvq.errors import CorruptFileError
 from worldvq.optimizers import state_layout
+from worldvq.reading import read_sealed, seal
+from worldvq.tensors import Header, parse_header, read_header
 
-Layout = Mapping[str, tuple[torch.Size, torch.dtype]]
+Layout = Mapping[str, tuple[torch.Size, torch.dtype | None]]
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+_DTYPES |= {"BOOL": torch.bool}
 
 
 def save_module(path: Path, module: nn.Module) -> None:
@@ -31,7 +39,7 @@ def save_module(path: Path, module: nn.Module) -> None:
 def _whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
     """Tensors on the CPU, those that are sharded (FSDP) whole: then every process must call this, and may drop them."""
     whole = {}
-    for name, value in tensors.items():
+    for name, value in sorted(tensors.items()):  # gathered in the same order everywhere
         gathered = value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[operator]
         if keep:
             whole[name] = gathered.detach().cpu().contiguous()
@@ -42,52 +50,66 @@ def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return save_tensors(dict(tensors))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        UsageError: It does not exist.
-        CorruptFileError: It is no safetensors file.
-    """
-    if not path.is_file():
-        raise UsageError(f"no such file: {path}")
-    return _parse(path, path.read_bytes())
-
-
-def _parse(path: Path, data: bytes) -> dict[str, Tensor]:
-    try:
-        return load_tensors(data)
-    # Beyond what safetensors checks: a type that torch lacks, sizes that it cannot hold.
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, AssertionError) as error:
-        raise CorruptFileError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-
-
 def load_module(path: Path, module: nn.Module) -> None:
     """Fill a module from :func:`save_module`'s file.
 
     Raises:
-        CorruptFileError: The file's names, shapes or types are not the module's, which is left as it was.
+        CorruptFileError: The file is missing or damaged, or its names, shapes or types are not the module's, which is
+            left as it was.
     """
-    tensors = read_tensors(path)
-    _check_fit(path, _layout(module), tensors)
+    check_header(path, module)
+    with _damaged(path, ""):
+        tensors = load_file(path)
     module.load_state_dict(tensors)
+
+
+def check_header(path: Path, module: nn.Module) -> None:
+    """Raise CorruptFileError unless a file holds tensors of a module's names, shapes and types; reads no tensor."""
+    _check_fit(path, _layout(module), _found(read_header(path)))
+
+
+def _found(header: Header) -> Layout:
+    return {name: (torch.Size(slot.shape), _DTYPES.get(slot.dtype)) for name, slot in header.slots.items()}
+
+
+def _parse(path: Path, data: bytes, way_out: str) -> dict[str, Tensor]:
+    with _damaged(path, way_out):
+        parse_header(io.BytesIO(data), len(data), path)
+        return load_tensors(data)
+
+
+@contextlib.contextmanager
+def _damaged(path: Path, way_out: str) -> Iterator[None]:
+    """Turn what safetensors and torch raise on a broken file into an error that names it."""
+    try:
+        yield
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{error}{way_out and f': {way_out}'}") from None
+    # Beyond what safetensors checks: a type that torch lacks, sizes that it cannot hold.
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, AssertionError) as error:
+        problem = " ".join(str(error).split())
+        raise CorruptFileError(f"{path} is damaged: {problem}{way_out and f': {way_out}'}") from None
 
 
 def _layout(module: nn.Module) -> Layout:
     return {name: (value.shape, value.dtype) for name, value in module.state_dict().items()}
 
 
-def _check_fit(path: Path, expected: Layout, tensors: Mapping[str, Tensor]) -> None:
-    for name in sorted(expected.keys() | tensors.keys()):
-        found = (tensors[name].shape, tensors[name].dtype) if name in tensors else None
-        wanted = expected.get(name)
-        if found != wanted:
-            raise CorruptFileError(
-                f"{path} does not fit this model: {name} is {_describe(found)} there, {_describe(wanted)} here"
-            )
+def _layout_of(tensors: Mapping[str, Tensor]) -> Layout:
+    return {name: (value.shape, value.dtype) for name, value in tensors.items()}
 
 
-def _describe(tensor: tuple[torch.Size, torch.dtype] | None) -> str:
+def _check_fit(path: Path, expected: Layout, found: Layout) -> None:
+    """Raise CorruptFileError with everything that differs."""
+    names = [name for name in sorted(expected.keys() | found.keys()) if found.get(name) != expected.get(name)]
+    if names:
+        lines = [
+            f"{name} is {_describe(found.get(name))} there, {_describe(expected.get(name))} here" for name in names
+        ]
+        raise CorruptFileError(f"{path} does not fit this model: {join(lines)}")
+
+
+def _describe(tensor: tuple[torch.Size, torch.dtype | None] | None) -> str:
     return f"{list(tensor[0])} {str(tensor[1]).removeprefix('torch.')}" if tensor else "nothing"
 
 
@@ -182,7 +204,7 @@ class Checkpoints:
         try:
             for name, data in files.items():
                 write_atomic(staged / name, data)
-            write_atomic(staged / "manifest.json", json.dumps(manifest, indent=1).encode())
+            write_atomic(staged / "manifest.json", seal(manifest))
             with disk_errors(final):
                 if final.exists():
                     final.replace(old)
@@ -219,10 +241,12 @@ class Checkpoints:
         way_out = f"delete {self._path(step)} to {before}"
         hashes = _read_manifest(self._path(step), step, way_out)
         model, state = (_read_hashed(self._path(step) / name, digest, way_out) for name, digest in hashes.items())
-        _check_fit(self._path(step) / "model.safetensors", _layout(module), model)
+        _check_fit(self._path(step) / "model.safetensors", _layout(module), _layout_of(model))
         layout, path = state_layout(optimizer), self._path(step) / "optimizer.safetensors"
         indices = {name.split(".")[0] for name in state}
-        _check_fit(path, {name: kind for name, kind in layout.items() if name.split(".")[0] in indices}, state)
+        _check_fit(
+            path, {name: kind for name, kind in layout.items() if name.split(".")[0] in indices}, _layout_of(state)
+        )
         return Checkpoint(step, model, state)
 
     def load_newest(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -246,17 +270,17 @@ def _read_hashed(path: Path, digest: str, way_out: str) -> dict[str, Tensor]:
         raise CorruptFileError(f"{path} cannot be read ({error.strerror}): {way_out}") from None
     if hashlib.sha256(data).hexdigest() != digest:
         raise CorruptFileError(f"{path} is damaged: {way_out}")
-    return _parse(path, data)
+    return _parse(path, data, way_out)
 
 
 def _read_manifest(folder: Path, step: int, way_out: str) -> dict[str, str]:
     """Hashes of the two files of a checkpoint, the model's first."""
     path = folder / "manifest.json"
     try:
-        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
+        manifest: Any = read_sealed(path)
         hashes = {name: manifest["files"][name] for name in ("model.safetensors", "optimizer.safetensors")}
         if type(manifest["step"]) is int and manifest["step"] == step and len(manifest["files"]) == len(hashes):
             return hashes
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (CorruptFileError, KeyError, TypeError):
         pass
     raise CorruptFileError(f"{path} is damaged: {way_out}")

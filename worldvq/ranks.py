@@ -41,6 +41,8 @@ def make_accelerator(precision: str, trackers: Sequence[str] = (), out: Path | N
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     # Accelerate hands torch an argument that torch 2.13 renames.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    # FSDP warns of outputs that are views; no loss here writes into them.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
     # Buffers are codebooks: already equal on every process, and updated in place during forward.
     handler = DistributedDataParallelKwargs(broadcast_buffers=False)
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from worldvq.checkpoint import Checkpoint, Checkpoints, fill_optimizer, take
@@ -121,6 +121,13 @@ def _check(accelerator: Accelerator, model: nn.Module, config: TrainConfig) -> N
         raise UsageError(
             f"batch_size {config.batch_size} is not divisible by {processes} processes x accumulate {config.accumulate}"
         )
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (
+        kind == DistributedType.FSDP and not accelerator.is_fsdp2
+    ):
+        raise UsageError(f"{kind.value} is not supported: use DDP, or FSDP with fsdp_version: 2 for a large dynamics")
+    if accelerator.is_fsdp2 and any(isinstance(module, Quantizer) for module in model.modules()):
+        raise UsageError("a tokenizer cannot be sharded (FSDP), its codebook is updated whole: use DDP for it")
 
 
 def _agree_on_start(accelerator: Accelerator, newest: Checkpoint | None, out: Path) -> int:
