@@ -15,8 +15,9 @@ from command_line import COMMAND, run, spawn
 from worldvq.config import EnvConfig, load_config
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.models.dynamics import Dynamics
+from worldvq.models.loading import save_tokenizer
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.models.world import WorldModel, save_tokenizer
+from worldvq.models.world import WorldModel
 from worldvq.pipeline import tokenize
 from worldvq.types import ActionSpace, Episode
 

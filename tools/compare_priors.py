@@ -27,7 +27,8 @@ from worldvq.data.tokens import TokenStore
 from worldvq.evaluate import evaluate
 from worldvq.losses import dynamics_loss
 from worldvq.models.dynamics import Dynamics
-from worldvq.models.world import WorldModel, load_tokenizer, resolve_device
+from worldvq.models.loading import load_tokenizer
+from worldvq.models.world import WorldModel, resolve_device
 
 PRIORS: dict[str, dict[str, Any]] = {
     "transformer": {"dynamics.prior.kind": "transformer", "dynamics.prior.num_blocks": 2},

@@ -58,9 +58,18 @@ def load_module(path: Path, module: nn.Module) -> None:
             left as it was.
     """
     check_header(path, module)
+    module.load_state_dict(read_tensors(path))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Map a safetensors file.
+
+    Raises:
+        CorruptFileError: It is missing, or is no safetensors file.
+    """
     with _damaged(path, ""):
-        tensors = load_file(path)
-    module.load_state_dict(tensors)
+        read_header(path)
+        return load_file(path)
 
 
 def check_header(path: Path, module: nn.Module) -> None:

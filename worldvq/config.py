@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from worldvq.errors import UsageError, did_you_mean
-from worldvq.yaml_loading import apply_override, build, dump_yaml, parse_yaml, read_yaml
-
-__all__ = ["build", "dump_yaml", "parse_yaml"]
+from worldvq.yaml_loading import apply_override, build, read_yaml
+from worldvq.yaml_loading import dump_yaml as dump_yaml
+from worldvq.yaml_loading import parse_yaml as parse_yaml
 
 PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]

@@ -30,8 +30,9 @@ from worldvq.evaluate import evaluate
 from worldvq.imagine import imagine
 from worldvq.losses import dynamics_loss
 from worldvq.models.dynamics import Dynamics
+from worldvq.models.loading import load_tokenizer, save_tokenizer
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.models.world import WorldModel, load_tokenizer, resolve_device, save_tokenizer
+from worldvq.models.world import WorldModel, resolve_device
 from worldvq.processes import Processes, local_device
 from worldvq.ranks import make_accelerator
 from worldvq.render import grid, save_png

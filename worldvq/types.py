@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MAX_CHOICES = 2**20
+
 
 def _shapes(record: Any) -> str:
     parts = []
@@ -59,8 +61,12 @@ class ActionSpace:
             raise ValueError("a multi_discrete action space needs at least one factor in nvec")
         if self.kind == "box" and (not self.low or len(self.low) != len(self.high)):
             raise ValueError(f"a box action space needs equally many low and high bounds, got {self.low}, {self.high}")
-        if self.names and len(self.names) != self.nvec[0]:
-            raise ValueError(f"{len(self.names)} action names for {self.nvec[0]} actions")
+        if self.names and (self.kind != "discrete" or len(self.names) != self.nvec[0]):
+            raise ValueError(f"{len(self.names)} action names for the {self.kind} actions {self.nvec}")
+        if not all(0 < choices <= MAX_CHOICES for choices in self.nvec):
+            raise ValueError(f"a factor of an action has 1 to {MAX_CHOICES} choices, got {self.nvec}")
+        if any(np.isnan((*self.low, *self.high))):
+            raise ValueError("a bound of an action is NaN")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -22,8 +22,8 @@ from worldvq.data.clips import ClipSampler
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.errors import UsageError
 from worldvq.losses import tokenizer_loss
+from worldvq.models.loading import load_tokenizer
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.models.world import load_tokenizer
 from worldvq.pipeline import train_tokenizer
 from worldvq.regions import CHANGE
 from worldvq.tokenizer_losses import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldvq.atomic import write_atomic
-from worldvq.checkpoint import hash_module, load_module, save_module
+from worldvq.checkpoint import hash_module, save_module
 from worldvq.config import DynamicsConfig, SamplingConfig, TokenizerConfig, build
+from worldvq.differences import require_same
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.losses import symexp
 from worldvq.models.dynamics import Dynamics
+from worldvq.models.loading import dynamics_size, load_checked, tokenizer_size
 from worldvq.models.sampling import Pace
 from worldvq.models.session import Session, Steps, make_steps
 from worldvq.models.tokenizer import Tokenizer
+from worldvq.reading import read_sealed, seal
 from worldvq.types import ActionSpace, TokenClip, frames_from_model, frames_to_model
 
 FORMAT_VERSION = 2
@@ -78,34 +80,6 @@ def resolve_device(device: str) -> torch.device:
         ) from None
 
 
-def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
-    """Load the tokenizer that a training run left in its folder.
-
-    Raises:
-        UsageError: There is none.
-        CorruptFileError: The file is damaged or does not fit its config.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise UsageError(f"no trained tokenizer in {folder}: make one with `worldvq train tokenizer --out {folder}`")
-    tokenizer = Tokenizer(build(TokenizerConfig, _read_json(path), str(path)))
-    load_module(folder / "tokenizer.safetensors", tokenizer)
-    return tokenizer.to(device).eval()
-
-
-def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Write what :func:`load_tokenizer` reads."""
-    save_module(folder / "tokenizer.safetensors", tokenizer)
-    write_atomic(folder / "tokenizer.json", tokenizer.config.model_dump_json(indent=1).encode())
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptFileError(f"{path} cannot be read: {error}") from None
-
-
 class WorldModel:
     """What a user holds: load, imagine, step, score.
 
@@ -118,11 +92,13 @@ class WorldModel:
     """
 
     def __init__(self, tokenizer: Tokenizer, dynamics: Dynamics, meta: dict[str, Any]):
-        if tokenizer.grid != dynamics.grid or tokenizer.num_codes != dynamics.num_codes:
-            raise UsageError(
-                f"tokenizer ({tokenizer.grid} tokens of {tokenizer.num_codes} codes) and dynamics ({dynamics.grid} "
-                f"of {dynamics.num_codes}) do not fit: train the dynamics on this tokenizer's tokens"
-            )
+        require_same(
+            {"grid": tokenizer.grid, "num_codes": tokenizer.num_codes},
+            {"grid": dynamics.grid, "num_codes": dynamics.num_codes},
+            "tokenizer and dynamics do not fit",
+            "train the dynamics on this tokenizer's tokens",
+            ("of the tokenizer", "of the dynamics"),
+        )
         self.tokenizer = tokenizer.eval()
         self.dynamics = dynamics.eval()
         self.meta = meta
@@ -171,7 +147,7 @@ class WorldModel:
             "action_space": self.action_space.to_json(),
             "meta": self.meta,
         }
-        write_atomic(folder / "world.json", json.dumps(description, indent=1).encode())
+        write_atomic(folder / "world.json", seal(description))
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto") -> WorldModel:
@@ -189,8 +165,8 @@ class WorldModel:
         path = folder / "world.json"
         if not path.is_file():
             raise UsageError(f"no world in {folder}: make one with `worldvq train dynamics` or `worldvq demo`")
-        data = _read_json(path)
-        version = data.get("format_version") if isinstance(data, dict) else None
+        data = read_sealed(path)
+        version = data.get("format_version")
         if version != FORMAT_VERSION:
             raise UsageError(
                 f"{path} is of format {version}, this version of worldvq reads format {FORMAT_VERSION}: use the "
@@ -198,17 +174,19 @@ class WorldModel:
             )
         where = resolve_device(device)
         try:
-            tokenizer = Tokenizer(build(TokenizerConfig, data["tokenizer"], str(path)))
+            config = build(TokenizerConfig, data["tokenizer"], str(path))
             dynamics_config = build(DynamicsConfig, data["dynamics"], str(path))
             action_space = ActionSpace.from_json(data["action_space"])
             meta = dict(data["meta"])
-            dynamics = Dynamics(dynamics_config, tokenizer.grid, tokenizer.num_codes, action_space)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptFileError(f"{path} is damaged: {error}") from None
-        for name, module in (("tokenizer", tokenizer), ("dynamics", dynamics)):
-            file = folder / f"{name}.safetensors"
-            load_module(file, module)
-            if data.get(f"{name}_hash") not in (None, hash_module(module)):
+        shape = (config.grid, config.quantizer.num_codes, action_space)
+        files = [folder / f"{name}.safetensors" for name in ("tokenizer", "dynamics")]
+        tokenizer = load_checked(files[0], tokenizer_size(config), lambda: Tokenizer(config))
+        size = dynamics_size(dynamics_config, *shape)
+        dynamics = load_checked(files[1], size, lambda: Dynamics(dynamics_config, *shape))
+        for file, module in zip(files, (tokenizer, dynamics), strict=True):
+            if data.get(f"{file.stem}_hash") not in (None, hash_module(module)):
                 raise CorruptFileError(f"{file} is damaged: its hash is not the one in {path}")
         return cls(tokenizer.to(where), dynamics.to(where), meta)
 

@@ -1,0 +1,92 @@
+"""Models out of files that nobody vouches for: nothing is built before the file was found to hold what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from worldvq.atomic import write_atomic
+from worldvq.checkpoint import check_header, hash_module, load_module, save_module
+from worldvq.config import DynamicsConfig, TokenizerConfig, build
+from worldvq.errors import CorruptFileError, UsageError
+from worldvq.models.tokenizer import Tokenizer
+from worldvq.reading import read_sealed, seal
+from worldvq.types import ActionSpace
+
+M = TypeVar("M", bound=nn.Module)
+SPARE = 32 * 2**20
+"""Bytes that a model may take beyond twice its file before its config is checked in detail."""
+WEIGHTS_HASH = "weights_hash"
+
+
+def tokenizer_size(config: TokenizerConfig) -> int:
+    """Return an upper bound of the number of elements of a tokenizer."""
+    width, dim, codes = config.width, config.quantizer.code_dim, config.quantizer.num_codes
+    blocks = config.encoder_blocks + config.decoder_blocks
+    return blocks * (10 * width**2 + 2 * width) + 8 * width**2 + (500 + 10 * dim) * width + 4 * codes * (dim + 1) + 1000
+
+
+def dynamics_size(config: DynamicsConfig, grid: tuple[int, int], num_codes: int, space: ActionSpace) -> int:
+    """Return an upper bound of the number of elements of a dynamics model."""
+    positions, choices = grid[0] * grid[1], sum(space.nvec) + len(space.low)
+    width, inner = config.width, config.prior.width
+    tables = (2 * num_codes + 3 * positions + choices + 20) * (width + inner) + 4 * num_codes
+    blocks = 40 * (config.num_blocks * width**2 + config.prior.num_blocks * inner**2)
+    return tables + blocks + 4 * width**2 + width * inner + positions**2 + 1000
+
+
+def load_checked(path: Path, size: int, make: Callable[[], M]) -> M:
+    """Build a module and fill it from its file.
+
+    Args:
+        path: Its weights.
+        size: Upper bound of its elements. Where they would take far more memory than the file, it is built without any
+            first, to see whether the file holds them.
+        make: Builds it.
+
+    Raises:
+        UsageError: There is no such file.
+        CorruptFileError: The file is damaged or holds another model; names it.
+    """
+    if not path.is_file():
+        raise UsageError(f"no such file: {path}")
+    if 4 * size > 2 * path.stat().st_size + SPARE:
+        with torch.device("meta"):
+            check_header(path, make())
+    module = make()
+    load_module(path, module)
+    return module
+
+
+def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
+    """Load the tokenizer that a training run left in its folder.
+
+    Raises:
+        UsageError: There is none.
+        CorruptFileError: A file is damaged or does not fit the other.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UsageError(f"no trained tokenizer in {folder}: make one with `worldvq train tokenizer --out {folder}`")
+    description = read_sealed(path)
+    expected = description.pop(WEIGHTS_HASH, None)  # from before it was there: not checked
+    try:
+        config = build(TokenizerConfig, description, str(path))
+    except UsageError as error:
+        raise CorruptFileError(str(error)) from None
+    weights = folder / "tokenizer.safetensors"
+    tokenizer = load_checked(weights, tokenizer_size(config), lambda: Tokenizer(config))
+    if expected is not None and expected != hash_module(tokenizer):
+        raise CorruptFileError(f"{weights} is damaged: its hash is not the one in {path}")
+    return tokenizer.to(device).eval()
+
+
+def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write what :func:`load_tokenizer` reads."""
+    save_module(folder / "tokenizer.safetensors", tokenizer)
+    description = {**tokenizer.config.model_dump(mode="json"), WEIGHTS_HASH: hash_module(tokenizer)}
+    write_atomic(folder / "tokenizer.json", seal(description))
