@@ -6,6 +6,7 @@ flushed to disk: it is to survive its process, not the machine.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from worldvq.atomic import disk_errors
 from worldvq.types import ActionSpace, Episode
 
 _HEADER = struct.Struct("<qqqii")
@@ -69,15 +71,20 @@ class Spool:
 
     # -------------------------------------------------------------------------------------------- the worker's side
 
+    def _write(self, data: bytes, where: int) -> None:
+        with disk_errors(self.path):
+            if os.pwrite(self._file, data, where) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def begin(self, sequence: int, number: int, seed: int, phase: Phase) -> None:
         """Forget what is in the file; another job begins, or none (sequence -1)."""
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, _HEADER.pack(sequence, number, seed, phase, Ending.NONE), 0)
+        self._write(_HEADER.pack(sequence, number, seed, phase, Ending.NONE), 0)
         self._count = 0
 
     def set_phase(self, phase: Phase, ending: Ending = Ending.NONE) -> None:
         """Say what comes next."""
-        os.pwrite(self._file, struct.pack("<ii", phase, ending), _HEADER.size - 8)
+        self._write(struct.pack("<ii", phase, ending), _HEADER.size - 8)
 
     def add(self, frame: np.ndarray, action: np.ndarray | None = None, reward: float = 0.0) -> None:
         """Append a frame, and what led to it; the first frame of an episode has nothing before it."""
@@ -86,7 +93,7 @@ class Spool:
         record["frame"], record["reward"] = frame, reward
         if action is not None:
             record["action"] = action
-        os.pwrite(self._file, record.tobytes(), _HEADER.size + self._count * self._record.itemsize)
+        self._write(record.tobytes(), _HEADER.size + self._count * self._record.itemsize)
         self._count += 1
 
     def add_reward(self, reward: float) -> None:
@@ -94,7 +101,7 @@ class Spool:
         assert self._record is not None and self._record.fields is not None
         where = _HEADER.size + (self._count - 1) * self._record.itemsize + self._record.fields["reward"][1]
         before = np.frombuffer(os.pread(self._file, 4, where), "<f4")
-        os.pwrite(self._file, (before + np.float32(reward)).tobytes(), where)
+        self._write((before + np.float32(reward)).tobytes(), where)
 
     @property
     def num_steps(self) -> int:
