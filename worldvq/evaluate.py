@@ -31,6 +31,7 @@ from worldvq.atomic import disk_errors, write_atomic
 from worldvq.config import EvaluateConfig
 from worldvq.data.clips import heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
+from worldvq.differences import require_same
 from worldvq.errors import UsageError
 from worldvq.lock import Lock
 from worldvq.parts import Part, Parts
@@ -189,20 +190,15 @@ def check_fits(world: WorldModel, store: EpisodeStore) -> None:
     """Refuse a dataset of other frames or actions than the world's.
 
     Raises:
-        UsageError: Names the field and both values.
+        UsageError: Names every field that differs, and both values.
     """
-    if tuple(store.meta.frame_size) != tuple(world.frame_size):
-        raise UsageError(
-            f"{store.path}: frame_size is {tuple(store.meta.frame_size)}, the world's is {tuple(world.frame_size)}: "
-            "take a dataset recorded with the world's env.size"
-        )
-    for name in ("kind", "nvec", "low", "high", "names"):
-        theirs, ours = getattr(store.action_space, name), getattr(world.action_space, name)
-        if theirs != ours:
-            raise UsageError(
-                f"{store.path}: action_space.{name} is {theirs!r}, the world's is {ours!r}: "
-                "take a dataset of the environment that the world was trained on"
-            )
+    require_same(
+        {"frame_size": store.meta.frame_size, "action_space": store.action_space.to_json()},
+        {"frame_size": world.frame_size, "action_space": world.action_space.to_json()},
+        f"{store.path} does not fit the world",
+        "take a dataset of the world's environment, recorded with its env.size",
+        ("there", "the world's"),
+    )
 
 
 def _derangement(size: int, seed: int) -> np.ndarray:

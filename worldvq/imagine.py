@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import CorruptFileError, UsageError, did_you_mean
 from worldvq.evaluate import check_fits
 from worldvq.models.world import WorldModel
+from worldvq.reading import open_file, read_json
 from worldvq.render import paper_figure, save_png, save_rollout
 from worldvq.types import ActionSpace, Clip
 
@@ -54,21 +55,38 @@ def read_actions(path: Path, space: ActionSpace, num_steps: int) -> np.ndarray:
     if not path.is_file():
         raise UsageError(f"no such file of actions: {path}")
     try:
-        if path.suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(rows, list):
-                raise ValueError("it holds no list")
-            actions = np.asarray([find_action(space, row) if isinstance(row, str) else row for row in rows])
-        else:
-            with path.open("rb") as file:
-                actions = np.lib.format.read_array(file, allow_pickle=False)
+        actions = _read_list(path, space) if path.suffix == ".json" else _read_array(path)
     except UsageError:
         raise
     except Exception as error:  # on a broken header numpy raises errors of many types
-        raise CorruptFileError(f"{path} cannot be read as actions: {error}") from None
+        problem = str(error).removeprefix(f"{path}: ")
+        raise CorruptFileError(f"{path} cannot be read as actions: {problem}") from None
     if actions.shape[:1] < (num_steps,) or actions.shape[1:] != space.shape:
         raise UsageError(f"{path}: actions {list(actions.shape)}, but {[num_steps, *space.shape]} are needed")
     return _checked(actions[:num_steps], space, str(path))
+
+
+def _read_list(path: Path, space: ActionSpace) -> np.ndarray:
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise ValueError("it holds no list")
+    return np.asarray([find_action(space, row) if isinstance(row, str) else row for row in rows])
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """Read a .npy file of numbers; memory is taken only once the file was seen to be as long as it says."""
+    with open_file(path) as (file, size):
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"format {version} is not read")
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(file)
+        if dtype.kind not in "iufb":
+            raise ValueError(f"it holds {dtype}, not numbers; nothing is unpickled")
+        count, left = math.prod(shape), size - file.tell()
+        if count < 0 or count * dtype.itemsize != left:
+            raise ValueError(f"{list(shape)} {dtype} are not its {left:,} bytes")
+        return np.frombuffer(file.read(), dtype, count).reshape(shape, order="F" if fortran else "C")
 
 
 def _checked(actions: np.ndarray, space: ActionSpace, source: str) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,15 +16,16 @@ from rich.console import Console
 from rich.progress import track
 
 import worldvq
-from worldvq.atomic import write_atomic
 from worldvq.checkpoint import hash_module
-from worldvq.config import EvaluateConfig, ExperimentConfig, TrainConfig, dump_yaml
+from worldvq.claims import claim
+from worldvq.config import EvaluateConfig, ExperimentConfig, TrainConfig
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.record import record
 from worldvq.data.shards import merge_shards, shard_indexes
 from worldvq.data.tokens import TokenMeta, TokenStore
-from worldvq.errors import UsageError
+from worldvq.differences import require_same
+from worldvq.errors import CorruptFileError, UsageError
 from worldvq.evaluate import evaluate
 from worldvq.imagine import imagine
 from worldvq.losses import dynamics_loss
@@ -35,22 +35,17 @@ from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.world import WorldModel, resolve_device
 from worldvq.processes import Processes, local_device
 from worldvq.ranks import make_accelerator
+from worldvq.reading import read_json
 from worldvq.render import grid, save_png
 from worldvq.shard import Shard
 from worldvq.tokenizer_losses import make_tokenizer_loss
-from worldvq.train import check_same_run, fit
+from worldvq.train import fit
 from worldvq.types import frames_from_model, frames_to_model
 
 STREAM = "envs.adapters:make_stream"
 PICTURE_ROWS = 8
-
-
-def _claim(out: Path, config: ExperimentConfig, what: str) -> None:
-    """Write the part of the config that decides a run, or check that the run being continued had the same."""
-    extra = {"tokenizer_loss"} if what == "tokenizer" else set()
-    text = dump_yaml(config, include={what, f"{what}_training"} | extra)
-    check_same_run(out, text, what)
-    write_atomic(out / "config.yaml", text.encode())
+MAX_REPORT = 64 * 2**20
+"""Bytes of a report; it grows with the horizon."""
 
 
 def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: Sequence[str] = ()) -> Tokenizer:
@@ -61,11 +56,13 @@ def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: S
             needs something that is not installed.
     """
     store = EpisodeStore.open(data)
-    if store.meta.frame_size != config.tokenizer.frame_size:
-        raise UsageError(
-            f"{data} holds frames of {store.meta.frame_size}, the config says tokenizer.frame_size = "
-            f"{config.tokenizer.frame_size}: set tokenizer.frame_size and env.size to {list(store.meta.frame_size)}"
-        )
+    require_same(
+        {"frame_size": store.meta.frame_size},
+        {"frame_size": config.tokenizer.frame_size},
+        f"{data} does not fit the config",
+        f"set tokenizer.frame_size and env.size to {list(store.meta.frame_size)}, or record again",
+        ("there", "in the config's tokenizer"),
+    )
     training = config.tokenizer_training
     main = make_accelerator(training.precision).is_main_process
     torch.manual_seed(training.seed)
@@ -82,8 +79,9 @@ def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: S
 
     height, width = config.tokenizer.grid
     summary = f"tokenizer, {height * width} tokens a frame of {config.tokenizer.quantizer.num_codes} codes"
-    claim = functools.partial(_claim, out, config, "tokenizer")
-    fit(model, loss, batches, training, out, summary=summary, picture=picture, claim=claim, trackers=trackers)
+    inputs = {"frame_size": store.meta.frame_size, "env": store.meta.env.model_dump(mode="json")}
+    taken = functools.partial(claim, out, config, "tokenizer", inputs)
+    fit(model, loss, batches, training, out, summary=summary, picture=picture, claim=taken, trackers=trackers)
     if main:
         save_tokenizer(out, tokenizer)
     return tokenizer
@@ -107,8 +105,13 @@ def tokenize(tokenizer: Path, data: Path, out: Path, device: str = "auto") -> To
     processes = Processes()
     model = load_tokenizer(tokenizer, resolve_device(local_device(device)))
     store = EpisodeStore.open(data)
-    if store.meta.frame_size != model.config.frame_size:
-        raise UsageError(f"{data} holds frames of {store.meta.frame_size}, {tokenizer} takes {model.config.frame_size}")
+    require_same(
+        {"frame_size": store.meta.frame_size},
+        {"frame_size": model.config.frame_size},
+        f"{data} does not fit {tokenizer}",
+        "take the dataset that the tokenizer was trained on, or another one of its size",
+        ("there", "of the tokenizer"),
+    )
     meta = TokenMeta(tokenizer_hash=hash_module(model), dataset=store.meta, num_codes=model.num_codes, grid=model.grid)
     if processes.is_first:
         if shard_indexes(out):  # of a run that was ended, perhaps of other processes
@@ -150,11 +153,20 @@ def train_dynamics(
     """
     store = TokenStore.open(tokens)
     vqvae = load_tokenizer(tokenizer)
-    if store.meta.tokenizer_hash != hash_module(vqvae):
-        raise UsageError(
-            f"{tokens} was made by another tokenizer ({store.meta.tokenizer_hash[:12]}) than {tokenizer} "
-            f"({hash_module(vqvae)[:12]}): run `worldvq tokenize` again into a new folder"
-        )
+    made = {"tokenizer_hash": store.meta.tokenizer_hash, "grid": store.meta.grid, "num_codes": store.meta.num_codes}
+    made |= {"frame_size": store.meta.dataset.frame_size}
+    require_same(
+        made,
+        {
+            "tokenizer_hash": hash_module(vqvae),
+            "grid": vqvae.grid,
+            "num_codes": vqvae.num_codes,
+            "frame_size": vqvae.config.frame_size,
+        },
+        f"{tokens} was made by another tokenizer than {tokenizer}",
+        "run `worldvq tokenize` again into a new folder",
+        ("there", "of the tokenizer"),
+    )
     training = config.dynamics_training
     main = make_accelerator(training.precision).is_main_process
     torch.manual_seed(training.seed)
@@ -165,9 +177,9 @@ def train_dynamics(
     height, width = vqvae.grid
     summary = f"dynamics, {height * width} tokens a frame, clips of {training.clip_frames} frames"
     picture = _imagined_strip(joined, store, config.evaluate, training, out)
-    claim = functools.partial(_claim, out, config, "dynamics")
+    taken = functools.partial(claim, out, config, "dynamics", made | {"action_space": store.action_space.to_json()})
     model = fit(
-        model, dynamics_loss, batches, training, out, summary=summary, picture=picture, claim=claim, trackers=trackers
+        model, dynamics_loss, batches, training, out, summary=summary, picture=picture, claim=taken, trackers=trackers
     )
     assert isinstance(model, Dynamics)
     joined = WorldModel(vqvae.to(next(model.parameters()).device), model, joined.meta)
@@ -245,7 +257,7 @@ def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None]) -> 
     stage("tokenize", lambda: tokenize(where.tokenizer, where.data, where.tokens))
     stage("train dynamics", lambda: train_dynamics(config, where.tokens, where.tokenizer, where.dynamics, where.world))
     stage("evaluate", lambda: _evaluate_once(where, config.evaluate))
-    report = json.loads((where.report / "report.json").read_text())
+    report = read_json(where.report / "report.json", MAX_REPORT)
     stage("render", lambda: _render(where, config.evaluate))
     return {**report, "stage_seconds": seconds}
 
@@ -254,8 +266,8 @@ def _evaluate_once(where: Layout, config: EvaluateConfig) -> None:
     """Evaluate, unless the report of this very world and protocol is there."""
     world = WorldModel.load(where.world)
     path = where.report / "report.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        report = json.loads(path.read_text())
+    with contextlib.suppress(CorruptFileError, KeyError, TypeError):
+        report = read_json(path, MAX_REPORT)
         if report["protocol"] == config.model_dump(mode="json") and report["world"]["hash"] == world.hash():
             return
     evaluate(world, where.data, where.report, config)

@@ -339,19 +339,3 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = str(value) if isinstance(value, list) else value
     return flat
-
-
-def check_same_run(out: Path, text: str, what: str) -> None:
-    """Refuse to continue a run folder with another config.
-
-    Raises:
-        UsageError: ``config.yaml`` in ``out`` is there and differs; names the first line that does.
-    """
-    path = out / "config.yaml"
-    if path.is_file() and path.read_text() != text:
-        old, new = path.read_text().splitlines(), text.splitlines()
-        differing = next(((a, b) for a, b in zip(old, new, strict=False) if a != b), ("", ""))
-        raise UsageError(
-            f"{out} holds a {what} trained with another config (there '{differing[0].strip()}', "
-            f"now '{differing[1].strip()}'): give another --out, or delete that folder"
-        )

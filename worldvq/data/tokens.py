@@ -62,7 +62,7 @@ class TokenStore(Store[TokenMeta]):
     def __init__(self, path: Path, meta: TokenMeta, entries: list[IndexEntry], *locks: Any) -> None:
         super().__init__(path, meta, entries, *locks)
         self._action_space = ActionSpace.from_json(meta.dataset.action_space)
-        self._held = {entry.number: self._load(entry) for entry in entries}
+        self._held: dict[int, TokenEpisode] = {}
 
     @property
     def action_space(self) -> ActionSpace:
@@ -105,9 +105,7 @@ class TokenStore(Store[TokenMeta]):
                 f"episode {number}: tokens lie in {tokens.min()}..{tokens.max()}, not below {self.meta.num_codes}"
             )
         tensors = {"tokens": tokens.astype(self.meta.dtype), "actions": episode.actions, "rewards": episode.rewards}
-        entry = self.append(write_tensors(self.path, number, tensors, episode))
-        self._held[number] = self._load(entry)
-        return entry
+        return self.append(write_tensors(self.path, number, tensors, episode))
 
     def read(self, number: int) -> dict[str, np.ndarray]:
         """Arrays of an episode: tokens (T+1, h, w) in the dtype on disk, actions (T, ...), rewards (T,)."""
@@ -115,13 +113,20 @@ class TokenStore(Store[TokenMeta]):
         return {"tokens": held.tokens, "actions": held.actions, "rewards": held.rewards}
 
     def mapped(self, number: int) -> TokenEpisode:
-        """Arrays of an episode, from memory."""
-        self.entry(number)
+        """Arrays of an episode, from memory; its file is read, hashed and checked the first time.
+
+        Raises:
+            UsageError: There is no such episode.
+            CorruptFileError: Its file is missing, or not what was committed.
+        """
+        entry = self.entry(number)
+        if number not in self._held:
+            self._held[number] = self._load(entry)
         return self._held[number]
 
     def copy_window(self, number: int, start: int, out: np.ndarray) -> None:
         """Copy the tokens of frames ``start`` to ``start + len(out)`` of an episode into ``out``."""
-        out[:] = self._held[number].tokens[start : start + len(out)]
+        out[:] = self.mapped(number).tokens[start : start + len(out)]
 
     def _map(self, entry: IndexEntry) -> TokenEpisode:
         path = self.path / entry.file
