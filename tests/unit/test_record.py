@@ -9,10 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from gymnasium.utils import seeding
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_env import ACTIONS, ID, SIZE, decode
+from toy_env import ACTIONS, ID, SIZE, check_alignment
 
 from envs.adapters import make_stream
 from worldvq.config import EnvConfig, RecordConfig
@@ -20,9 +19,7 @@ from worldvq.data.episodes import EpisodeStore
 from worldvq.data.policies import check_action, make_policy, random_action
 from worldvq.data.record import episode_seed, play, record
 from worldvq.errors import RunError, UsageError
-from worldvq.types import ActionSpace, Episode
-
-STARTS = {"discrete_offset": 3, "multi_discrete_offset": [10, -1]}
+from worldvq.types import ActionSpace
 
 
 def toy(frame_skip: int = 1, crop=None, **kwargs) -> EnvConfig:
@@ -39,24 +36,6 @@ def run(out: Path, env: EnvConfig, **changes) -> EpisodeStore:
 def files(out: Path) -> dict[str, str]:
     """Hash of everything in the folder of episodes."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (out / "episodes").iterdir()}
-
-
-def check_alignment(episode: Episode, kind: str, skip: int, length: int) -> None:
-    """Frame t + 1 shows action t and the step after it; frame 0 shows neither."""
-    steps = [min(skip * t, length) for t in range(-(-length // skip) + 1)]
-    assert len(episode.frames) == len(steps) == len(episode) + 1
-    fingerprint = int(seeding.np_random(episode.seed)[0].integers(2**32))
-    num_values = episode.actions[0].size
-    seen = [decode(frame, num_values) for frame in episode.frames]
-    assert [(one, step) for one, step, _ in seen] == [(fingerprint, step) for step in steps]
-    done = episode.actions + np.array(STARTS.get(kind, 0))
-    if kind == "box_integer":
-        done = np.rint(done)
-    np.testing.assert_array_equal([values for *_, values in seen[1:]], done.reshape(len(episode), -1))
-    assert (done != done[0]).any()
-    for t, reward in enumerate(episode.rewards):
-        assert reward == sum(range(steps[t] + 1, steps[t + 1] + 1))
-    assert episode.terminated and not episode.truncated
 
 
 # ------------------------------------------------------------------------------------------------ alignment
@@ -223,7 +202,7 @@ def test_a_policy_that_returns_no_action_later_is_named(tmp_path):
         (toy(action="dict"), {}, "Dict('a': Discrete(2))"),
         (toy(observation="blind"), {}, "rgb_array"),
         (toy(crop=(16, 0, 0, 0)), {}, "env.crop (16, 0, 0, 0)"),
-        (toy(fail="reset"), {}, "cannot begin an episode: OSError: no world"),
+        (toy(fail="raise", fail_at="reset"), {}, "cannot begin an episode: OSError: the physics exploded"),
         (toy(), {"policy": "clever"}, "unknown policy 'clever'"),
         (toy(), {"policy": "agent.zip"}, "no such file: agent.zip"),
         (toy(), {"policy": "toy_env:absent"}, "'toy_env:absent' cannot be imported"),

@@ -16,6 +16,7 @@ import numpy as np
 
 from worldvq.config import EnvConfig, RecordConfig
 from worldvq.data.episodes import write_episode
+from worldvq.data.janitor import GROUP_FILE
 from worldvq.data.policies import Policy, Stream, check_action, load_function, make_policy
 from worldvq.data.spool import Ending, Phase, Spool
 from worldvq.errors import UsageError, WorldVQError
@@ -144,6 +145,7 @@ def _settle(scratch: str) -> None:
 
     if hasattr(os, "setsid"):
         os.setsid()  # so that it can be killed with all that it starts, and Ctrl-C goes to the parent alone
+        (Path(scratch) / GROUP_FILE).write_text(str(os.getpid()))
     os.environ["TMPDIR"] = tempfile.tempdir = scratch
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

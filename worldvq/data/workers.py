@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.util
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -72,6 +72,7 @@ class _Worker:
     scratch: Path
     jobs: dict[int, Job] = field(default_factory=dict)
     action_space: ActionSpace | None = None
+    segments: set[str] = field(default_factory=set)
     touched: int = -1
     moved: float = field(default_factory=time.monotonic)
 
@@ -93,17 +94,10 @@ class Pool:
         self._context: Any = multiprocessing.get_context(method)
         if method == "forkserver":  # a worker is then replaced at once: what it imports is there
             self._context.set_forkserver_preload(["worldvq.data.playing"])
-        self._scratch = Path(tempfile.mkdtemp(prefix="worldvq-"))
-        # Isolated and without site packages: it outlives this process by a blink, and must not fail.
-        command = [sys.executable, "-I", "-S", str(Path(janitor.__file__))]
-        self._janitor = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
-        self._tell(f"folder {self._scratch}")
-
-    def _tell(self, line: str) -> None:
-        assert self._janitor.stdin is not None
-        with suppress(OSError):  # without it, all that is lost is the cleaning up after a SIGKILL
-            self._janitor.stdin.write(line + "\n")
-            self._janitor.stdin.flush()
+        self._scratch = Path(tempfile.gettempdir()) / f"worldvq-{uuid.uuid4().hex[:12]}"
+        janitor.tell(f"folder {self._scratch}")  # before it exists: this process can be killed at any moment
+        self._scratch.mkdir(0o700)
+        janitor.tell(f"folder {multiprocessing.util.get_temp_dir()}")  # of the fork server's socket
 
     def start(self) -> None:
         """Start one more worker."""
@@ -114,7 +108,6 @@ class Pool:
         process = self._context.Process(target=work, args=(there, str(scratch), *self._arguments), daemon=True)
         process.start()
         there.close()
-        self._tell(f"group {process.pid}")
         self._workers[here] = _Worker(process, here, Spool(scratch / "spool"), scratch)
 
     def probe(self) -> ActionSpace:
@@ -164,6 +157,7 @@ class Pool:
             except (EOFError, OSError):
                 yield from self._failed(worker, _how_it_ended(worker.process))
                 continue
+            worker.segments |= janitor.shared_memory(janitor.group_members(worker.process.pid))
             if "error" in message:
                 yield from self._failed(worker, message["error"], message)
             elif "action_space" in message:
@@ -199,10 +193,11 @@ class Pool:
             worker.spool.set_layout(worker.action_space, self._env.size)
             episode = worker.spool.episode({"error": error})
         self._forget(worker)
-        if message.get("fatal"):
+        probing = job == Job(PROBE) or Job(PROBE) in worker.jobs.values()
+        if message.get("fatal") and (probing or header.phase != Phase.BUILDING):
             where = f"'{self._env.id}', episode {job.number}, seed {header.seed}: " if job and job.number >= 0 else ""
             raise (UsageError if message["usage"] else RunError)(where + error)
-        if job == Job(PROBE) or Job(PROBE) in worker.jobs.values():
+        if probing:
             yield Failure(Job(PROBE), header.seed, error, None)
             return
         if job is None:
@@ -216,13 +211,12 @@ class Pool:
 
     def _end(self, worker: _Worker) -> None:
         """Kill a worker and all that it started."""
-        janitor.kill_group(worker.process.pid)
+        janitor.kill_group(worker.process.pid, worker.segments)
         worker.process.kill()
         worker.process.join(1)
 
     def _forget(self, worker: _Worker) -> None:
         del self._workers[worker.pipe]
-        self._tell(f"release {worker.process.pid}")
         worker.pipe.close()
         worker.spool.close()
         shutil.rmtree(worker.scratch, ignore_errors=True)
@@ -239,10 +233,6 @@ class Pool:
             self._end(worker)
             self._forget(worker)
         shutil.rmtree(self._scratch, ignore_errors=True)
-        assert self._janitor.stdin is not None
-        with suppress(OSError):
-            self._janitor.stdin.close()
-        self._janitor.wait()
 
 
 def _how_it_ended(process: Any) -> str:

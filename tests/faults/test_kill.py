@@ -1,0 +1,218 @@
+"""``kill -9`` at random moments while recording: what was committed stays, what was not is played again."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from fault_tools import hashes, processes_with, shared_memory, wait_until
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from toy_env import ID, SIZE, check_alignment
+from zygote import Zygote
+
+from worldvq.config import EnvConfig
+from worldvq.data.episodes import EpisodeStore
+from worldvq.data.record import episode_seed
+from worldvq.data.shards import merge_shards
+from worldvq.errors import RunError
+from worldvq.lock import Lock, check_unlocked
+from worldvq.shard import Shard
+
+LENGTH, EPISODES = 12, 60
+MARK = "WORLDVQ_KILLED_RECORDER"
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory):
+    """Forks recorders that share their mark and their folder for temporary files, of which nothing must be left."""
+    root = tmp_path_factory.mktemp("zygote")
+    (root / "tmp").mkdir()
+    before = shared_memory()
+    process = Zygote(root / "log", TMPDIR=str(root / "tmp"), **{MARK: str(root)})
+    yield process
+    process.close()
+    assert wait_until(lambda: not processes_with(MARK, str(root)), 5), processes_with(MARK, str(root))
+    assert not list((root / "tmp").iterdir())
+    assert shared_memory() - before == set()
+
+
+def settings_of(episodes: int, **changes) -> dict:
+    """Arguments of ``zygote.play``."""
+    env = {"id": ID, "size": SIZE, "kwargs": {"length": LENGTH, "pause": 0.001, **changes}}
+    config = {"episodes": episodes, "workers": 2, "policy": "random", "seed": 3, "timeout": 5.0}
+    return {"env": env, "config": config}
+
+
+def record(zygote: Zygote, out: Path, **arguments) -> None:
+    assert zygote.wait(zygote.start("play", out=str(out), **arguments)) == 0, zygote.log.read_text()[-2000:]
+
+
+def kill_after(zygote: Zygote, seconds: float, out: Path, **arguments) -> bool:
+    """Start a recorder and kill it; False where it was faster."""
+    pid = zygote.start("play", out=str(out), **arguments)
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGKILL)
+    return zygote.wait(pid) == -signal.SIGKILL
+
+
+def committed(out: Path) -> list:
+    """What is listed, after every file of it was hashed and read."""
+    if not (out / "dataset.json").exists():
+        return []
+    store = EpisodeStore.open(out)
+    assert store.verify() == []
+    return store.entries
+
+
+def test_a_recorder_that_is_killed_again_and_again_loses_nothing(zygote, tmp_path, slow):
+    arguments = settings_of(EPISODES)
+    record(zygote, tmp_path / "whole", **arguments)
+    moments, rng, kills = 500 if slow else 50, random.Random(0), 0
+    out, before = tmp_path / "killed", []
+    for _ in range(moments):
+        if len(before) == EPISODES:  # it got through: begin anew
+            assert hashes(out) == hashes(tmp_path / "whole")
+            out, before = tmp_path / f"killed-{kills}", []
+        kills += kill_after(zygote, rng.uniform(0.0, 0.45), out, **arguments)
+        entries = committed(out)
+        assert entries[: len(before)] == before
+        assert [entry.number for entry in entries] == list(range(len(entries)))
+        before = entries
+    assert kills > 0.7 * moments
+    record(zygote, out, **arguments)
+    assert hashes(out) == hashes(tmp_path / "whole")
+
+
+def is_locked(out: Path, shared: bool) -> bool:
+    try:
+        check_unlocked(out, shared=shared)
+        return False
+    except RunError:
+        return True
+
+
+def test_shards_that_are_killed_and_merged_are_the_dataset_of_one_recorder(zygote, tmp_path, slow):
+    arguments, rng = settings_of(30), random.Random(1)
+    record(zygote, tmp_path / "whole", **arguments)
+    out, shards = tmp_path / "shards", ("0/3", "1/3", "2/3")
+    for _ in range(20 if slow else 3):
+        pids = [zygote.start("play", out=str(out), shard=shard, **arguments) for shard in shards]
+        for pid in rng.sample(pids, len(pids)):
+            time.sleep(rng.uniform(0.0, 0.3))
+            os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            zygote.wait(pid)
+    pid = zygote.start("play", out=str(out), shard=shards[0], **settings_of(10_000))
+    assert wait_until(lambda: (out / "index.0-of-3.jsonl").exists() and is_locked(out, shared=False))
+    with pytest.raises(RunError, match="is writing to it"):  # what it lists next would be lost
+        merge_shards(out)
+    with pytest.raises(RunError, match=rf"process {pid} on .* is writing to it"):
+        Lock(out, Shard.parse(shards[0]).lock_name)
+    os.kill(pid, signal.SIGKILL)
+    zygote.wait(pid)
+    for pid in [zygote.start("play", out=str(out), shard=shard, **arguments) for shard in shards]:
+        assert zygote.wait(pid) == 0, zygote.log.read_text()[-2000:]
+    merge_shards(out)
+    assert hashes(out) == hashes(tmp_path / "whole")
+
+
+class Recording(RuleBasedStateMachine):
+    """Record, kill, go on and verify in any order: episodes are whole or marked, and never change."""
+
+    zygote: Zygote
+    root: Path
+    count = 0
+
+    @initialize(
+        modulo=st.integers(2, 4), how=st.sampled_from(["raise", "exit", "segfault"]), step=st.integers(2, LENGTH)
+    )
+    def begin(self, modulo, how, step):
+        Recording.count += 1
+        self.out = self.root / str(self.count)
+        self.fails = {"fail": how, "fail_modulo": modulo, "fail_step": step}
+        self.before: list = []
+
+    def arguments(self, episodes: int) -> dict:
+        return settings_of(episodes, **self.fails)
+
+    @rule(more=st.integers(1, 4))
+    def record(self, more):
+        record(self.zygote, self.out, **self.arguments(len(self.before) + more))
+        assert len(committed(self.out)) == len(self.before) + more
+
+    @rule(seconds=st.floats(0.0, 0.4))
+    def kill(self, seconds):
+        kill_after(self.zygote, seconds, self.out, **self.arguments(len(self.before) + 8))
+
+    @precondition(lambda self: self.before)
+    @rule()
+    def repeat(self):
+        record(self.zygote, self.out, **self.arguments(len(self.before)))
+        assert committed(self.out) == self.before
+
+    @invariant()
+    def whole_or_marked(self):
+        if not hasattr(self, "out"):
+            return
+        entries = committed(self.out)
+        assert entries[: len(self.before)] == self.before
+        store = EpisodeStore.open(self.out) if entries else None
+        for entry in entries[len(self.before) :]:
+            assert store
+            episode = store.read(entry.number)
+            fails = episode_seed(3, entry.number) % self.fails["fail_modulo"] == 0
+            assert entry.interrupted == fails and entry.terminated != fails and not entry.truncated
+            assert len(episode) == (self.fails["fail_step"] - 1 if fails else LENGTH) == entry.num_frames - 1
+            check_alignment(episode, "discrete", 1, LENGTH)
+        self.before = entries
+
+
+def test_any_order_of_recording_killing_and_going_on(zygote, tmp_path, slow):
+    Recording.zygote, Recording.root = zygote, tmp_path
+    Recording.TestCase.settings = settings(
+        max_examples=60 if slow else 6,
+        stateful_step_count=8 if slow else 5,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    test = Recording.TestCase()
+    test.runTest()
+
+
+def test_a_killed_engine_leaves_no_shared_memory(zygote, tmp_path):
+    """ViZDoom's engine is a process of its own, which outlives whoever started it, with what they shared."""
+    pytest.importorskip("vizdoom")
+    before = shared_memory()
+    env = {"id": "VizdoomBasic-v1", "size": (64, 64)}
+    pid = zygote.start(
+        "play", out=str(tmp_path / "d"), env=env, config={"episodes": 10_000, "workers": 1, "timeout": 30.0}
+    )
+    assert wait_until(lambda: bool(committed(tmp_path / "d")), 60), zygote.log.read_text()[-2000:]
+    assert any("ViZDoom" in name for name in shared_memory() - before)
+    os.kill(pid, signal.SIGKILL)
+    zygote.wait(pid)
+    assert wait_until(lambda: not shared_memory() - before, 10)
+    assert committed(tmp_path / "d")
+
+
+def test_a_lock_is_told_at_once_and_a_stale_one_is_taken_over(zygote, tmp_path):
+    out, arguments = tmp_path / "d", settings_of(10_000)
+    pid = zygote.start("play", out=str(out), **arguments)
+    assert wait_until(lambda: bool(committed(out)))
+    from worldvq.config import RecordConfig
+    from worldvq.data.record import record as begin
+
+    started = time.monotonic()
+    with pytest.raises(RunError, match=rf"process {pid} on .* is writing to it"):
+        begin(EnvConfig(**arguments["env"]), RecordConfig(frames=10), out, progress=False)
+    assert time.monotonic() - started < 1
+    os.kill(pid, signal.SIGKILL)
+    zygote.wait(pid)
+    assert "process" in (out / ".lock").read_text()
+    record(zygote, out, **settings_of(len(committed(out)) + 1))
