@@ -1,0 +1,161 @@
+"""Small training runs for the fault tests, in processes that are forked from one that has imported everything."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fault_tools import MARKER, free_port, wait_until
+from unit.test_train import Batches, model
+
+from worldvq.config import DynamicsConfig, TrainConfig
+from worldvq.errors import WorldVQError
+from worldvq.losses import dynamics_loss, tokenizer_loss
+from worldvq.models.dynamics import Dynamics
+from worldvq.types import ActionSpace, TokenClip
+
+
+class Job:
+    """A function of this module in a process of its own; its output goes to a file, its exit code says how it ended."""
+
+    def __init__(self, log: Path, function: Any, *arguments: Any, **environment: Any):
+        self.log = log
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch._dynamo", "accelerate", "worldvq.pipeline", "scipy.linalg"])
+        self.process = context.Process(
+            target=_enter, args=(str(log), {key: str(value) for key, value in environment.items()}, function, arguments)
+        )
+        self.process.start()
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        assert self.process.pid
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, signum)
+
+    def wait(self, seconds: float = 60) -> int:
+        """Exit code; negative for the signal that ended it."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.kill(signal.SIGKILL)
+            self.process.join()
+            raise AssertionError(f"still running after {seconds} s: {self.log.read_text()}")
+        return self.process.exitcode
+
+
+def _enter(log: str, environment: dict[str, str], function: Any, arguments: tuple) -> None:
+    handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    torch.set_num_threads(1)
+    os.environ.update({"ACCELERATE_USE_CPU": "true", **environment})
+    try:
+        function(*arguments)
+    except WorldVQError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        sys.exit(error.exit_code)
+
+
+def start(count: int, log: Path, function: Any, *arguments: Any, **environment: Any) -> list[Job]:
+    """Start processes that know each other, as torchrun starts them; with a count of 1, one that is alone."""
+    where: dict[str, Any] = {}
+    if count > 1:
+        where = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    jobs = []
+    for rank in range(count):
+        here = {**where, "RANK": rank, "LOCAL_RANK": rank} if count > 1 else where
+        jobs.append(Job(log.with_suffix(f".{rank}.log"), function, *arguments, **here, **environment))
+    return jobs
+
+
+def finish(jobs: list[Job], seconds: float = 60) -> list[int]:
+    """Exit codes. When one fails, the others are given a while and then killed, as torchrun does."""
+    wait_until(
+        lambda: any(job.process.exitcode for job in jobs) or all(job.process.exitcode == 0 for job in jobs), seconds
+    )
+    if any(job.process.exitcode for job in jobs):
+        wait_until(lambda: all(job.process.exitcode is not None for job in jobs), 5)
+        for job in jobs:
+            job.kill()
+    return [job.wait(seconds) for job in jobs]
+
+
+class Noted(Batches):
+    """Batches that note what each process takes of them, and kill their process before the n-th (counted from 0)."""
+
+    def __init__(
+        self, batch_size: int, notes: Path | None = None, kill_at: int | None = None, signum: int = signal.SIGKILL
+    ):
+        super().__init__(batch_size)
+        self.notes, self.kill_at, self.signum, self.count = notes, kill_at, signum, -1  # -1: the pass that is timed
+
+    def ids(self, step: int) -> np.ndarray:
+        return np.random.default_rng(step + 1000).integers(0, 10**6, (self.batch_size, 2))
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Any:
+        clip = super().batch(step, rank, world)
+        if self.count >= 0:
+            share = self.batch_size // world
+            mine = self.ids(step)[rank * share : (rank + 1) * share].tolist()
+            with self.notes.open("a") as file:
+                file.write(json.dumps([step, rank, world, mine]) + "\n")
+        if self.count == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.count += 1
+        return clip
+
+
+def train(out: str, settings: dict[str, Any], kill_at: int | None = None, killed_rank: int = 0) -> None:
+    """Train the small tokenizer; leaves its random state and what it drew beside the run."""
+    from worldvq.train import fit
+
+    rank = int(os.environ.get("RANK", "0"))
+    batches = Noted(settings["batch_size"], Path(out) / f"ids.{rank}", kill_at if rank == killed_rank else None)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    fit(model(), tokenizer_loss, batches, TrainConfig(**settings), Path(out) / "run", summary="test")
+    (Path(out) / f"random.{rank}").write_bytes(torch.get_rng_state().numpy().tobytes())
+
+
+class TokenBatches(Batches):
+    """Random tokens as a function of the step."""
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> TokenClip:
+        random = np.random.default_rng(step)
+        tokens, actions = (
+            random.integers(0, 16, (self.batch_size, 4, 4, 4)),
+            random.integers(0, 3, (self.batch_size, 4)),
+        )
+        share = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
+        yes = torch.ones(self.batch_size, 4, dtype=torch.bool)[share]
+        tokens, actions = torch.from_numpy(tokens)[share], torch.from_numpy(actions)[share]
+        return TokenClip(tokens, actions, yes.float(), ~yes, yes, yes)
+
+
+def dynamics() -> Dynamics:
+    torch.manual_seed(1)
+    prior = {"width": 16, "num_blocks": 1, "num_heads": 2}
+    config = DynamicsConfig(context_frames=4, width=16, num_blocks=1, num_heads=2, prior=prior)  # type: ignore[arg-type]
+    return Dynamics(config, (4, 4), 16, ActionSpace("discrete", (3,)))
+
+
+def train_dynamics(out: str, settings: dict[str, Any]) -> None:
+    """Train a small dynamics, sharded if the environment says so."""
+    from accelerate import DistributedType, PartialState
+
+    from worldvq.train import fit
+
+    if os.environ.get("ACCELERATE_USE_FSDP"):
+        # Accelerate shards on GPUs only; told that these are some, it does so on CPUs too.
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    fit(dynamics(), dynamics_loss, TokenBatches(8), TrainConfig(**settings), Path(out), summary="test")
+
+
+__all__ = ["MARKER", "Job", "Noted", "dynamics", "finish", "start", "train", "train_dynamics"]
