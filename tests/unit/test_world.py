@@ -1,6 +1,5 @@
 """A world: saved and loaded bit for bit, imagined the same in every way there is, scored as NumPy scores it."""
 
-
 import numpy as np
 import pytest
 import torch
