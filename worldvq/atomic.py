@@ -85,7 +85,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         check_space(path, len(data))
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:  # never through a link that somebody has put there
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
