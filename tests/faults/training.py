@@ -8,12 +8,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fault_tools import MARKER, free_port, wait_until
+from fault_tools import free_port, wait_until
 from unit.test_train import Batches, model
 
 from worldvq.config import DynamicsConfig, TrainConfig
@@ -158,4 +159,51 @@ def train_dynamics(out: str, settings: dict[str, Any]) -> None:
     fit(dynamics(), dynamics_loss, TokenBatches(8), TrainConfig(**settings), Path(out), summary="test")
 
 
-__all__ = ["MARKER", "Job", "Noted", "dynamics", "finish", "start", "train", "train_dynamics"]
+class Slow(Noted):
+    """Batches that take their time, so that a signal meets a step under way."""
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Any:
+        time.sleep(0.05)
+        return super().batch(step, rank, world)
+
+
+def train_slowly(out: str, settings: dict[str, Any], signalled_in: str = "", signum: int = 0) -> None:
+    """Train; if asked, a signal comes to this very process while it saves or draws."""
+    from worldvq import train as module
+
+    def signalled(work: Any) -> Any:
+        def wrapped(*arguments: Any) -> Any:
+            os.kill(os.getpid(), signum)
+            return work(*arguments)
+
+        return wrapped
+
+    def picture(network: Any, step: int) -> np.ndarray:
+        if signalled_in == "picture":
+            os.kill(os.getpid(), signum)
+        (Path(out) / f"picture.{step}").write_text("whole")
+        return np.zeros((4, 4, 3), np.uint8)
+
+    if signalled_in == "write":  # before each of the files of a checkpoint
+        from worldvq import checkpoint
+
+        checkpoint.write_atomic = signalled(checkpoint.write_atomic)
+    rank = int(os.environ.get("RANK", "0"))
+    Path(out).mkdir(parents=True, exist_ok=True)
+    batches = Slow(settings["batch_size"], Path(out) / f"ids.{rank}", None)
+    module.fit(
+        model(), tokenizer_loss, batches, TrainConfig(**settings), Path(out) / "run", summary="test", picture=picture
+    )
+    print("what comes after training", flush=True)
+
+
+if __name__ == "__main__":  # by a launcher: as a command line ends, with one line and an exit code
+    import warnings
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    try:
+        train_slowly(sys.argv[1], json.loads(sys.argv[2]))
+    except WorldVQError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,190 @@
+"""SIGTERM and SIGUSR1 end training after the step it is in, with a checkpoint and an exit code that says so."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from fault_tools import Command, Watch, hashes, wait_until
+from training import finish, start, train_slowly
+
+from worldvq.checkpoint import Checkpoints
+from worldvq.errors import StoppedError
+from worldvq.preemption import SIGNALS, StopAtOnce, StopWhenSaved
+
+SETTINGS = {"steps": 40, "batch_size": 8, "log_every": 5, "save_every": 15, "precision": "no"}
+CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 138}
+
+
+def last_step(out):
+    return (Checkpoints(out / "run" / "checkpoints", 2).steps() or [0])[-1]
+
+
+def steps_begun(out):
+    return len((out / "ids.0").read_text().splitlines()) if (out / "ids.0").is_file() else 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    assert finish(start(1, out / "x", train_slowly, str(out), SETTINGS)) == [0]
+    return out
+
+
+def final(out):
+    return hashes(out / "run" / "checkpoints" / f"step_{SETTINGS['steps']:08d}")
+
+
+@pytest.mark.parametrize("signum", CODES)
+def test_it_is_saved_within_a_step_and_the_same_command_continues(tmp_path, whole, signum):
+    (job,) = start(1, tmp_path / "x", train_slowly, str(tmp_path), SETTINGS)
+    assert wait_until(lambda: steps_begun(tmp_path) >= 4)
+    begun, when = steps_begun(tmp_path), time.monotonic()
+    job.kill(signum)
+    job.kill(signum)  # as often comes with a launcher: the second one changes nothing
+    assert job.wait() == CODES[signum]
+    assert time.monotonic() - when < 3
+    assert begun <= last_step(tmp_path) <= begun + 2 and last_step(tmp_path) % 15
+    said = job.log.read_text()
+    assert f"stopped by {signal.Signals(signum).name}; run the same command again" in said
+    assert "Traceback" not in said and "what comes after" not in said
+    assert finish(start(1, tmp_path / "x", train_slowly, str(tmp_path), SETTINGS)) == [0]
+    assert final(tmp_path) == final(whole)
+
+
+@pytest.mark.parametrize("where", ["write", "picture"])
+def test_saving_and_drawing_are_not_interrupted(tmp_path, where):
+    settings = {**SETTINGS, "picture_every": 15}
+    (job,) = start(1, tmp_path / "x", train_slowly, str(tmp_path), settings, where, signal.SIGUSR1)
+    assert job.wait() == 138
+    # Noticed after the step that follows; saved then.
+    assert Checkpoints(tmp_path / "run" / "checkpoints", 2).steps() == [15, 16]
+    assert (tmp_path / "picture.15").read_text() == "whole"
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+def test_a_signal_in_the_last_save_ends_the_program_when_all_is_done(tmp_path):
+    settings = {**SETTINGS, "steps": 3}
+    (job,) = start(1, tmp_path / "x", train_slowly, str(tmp_path), settings, "write", signal.SIGTERM)
+    assert job.wait() == 143
+    assert last_step(tmp_path) == 3 and "what comes after training" not in job.log.read_text()
+    assert finish(start(1, tmp_path / "x", train_slowly, str(tmp_path), settings)) == [0]
+
+
+def test_ctrl_c_stays_what_it_was(tmp_path):
+    (job,) = start(1, tmp_path / "x", train_slowly, str(tmp_path), SETTINGS)
+    assert wait_until(lambda: steps_begun(tmp_path) >= 4)
+    job.kill(signal.SIGINT)
+    assert job.wait() == 1  # multiprocessing's code for an exception
+    assert "KeyboardInterrupt" in job.log.read_text() and last_step(tmp_path) == 0
+
+
+def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(tmp_path):
+    jobs = start(2, tmp_path / "x", train_slowly, str(tmp_path), SETTINGS)
+    assert wait_until(lambda: steps_begun(tmp_path) >= 4)
+    jobs[1].kill(signal.SIGTERM)
+    assert [job.wait(10) for job in jobs] == [143, 143]
+    assert 4 <= last_step(tmp_path) < 15
+
+
+def launch(out, watch, *more, **environment):
+    command = [sys.executable, "-m", "accelerate.commands.launch", *more, "--num_machines=1", "--mixed_precision=no"]
+    command += ["--num_processes=2", "--num_cpu_threads_per_process=1", "--dynamo_backend=no", "--multi_gpu"]
+    command += ["--main_process_port=0", str(Path(__file__).with_name("training.py")), str(out)]
+    tests = Path(__file__).parents[1]
+    variables = {**watch.environment, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(tests)}
+    with (out / "log").open("wb") as log:
+        words = [*command, json.dumps({**SETTINGS, "steps": 400})]
+        return subprocess.Popen(words, env={**variables, **environment}, stdout=log, stderr=log)
+
+
+@pytest.mark.parametrize(
+    ("signum", "to"),
+    [
+        (signal.SIGTERM, "all"),
+        (signal.SIGUSR1, "the launcher"),
+        (signal.SIGTERM, "the launcher"),
+        (signal.SIGUSR1, "the processes"),
+    ],
+)
+def test_under_accelerate_launch(tmp_path, slow, signum, to):
+    """As docs/scaling.md says: saved by both, nothing left; the exit code of the launcher itself is 1."""
+    if not slow and (signum, to) in [(signal.SIGTERM, "the launcher"), (signal.SIGUSR1, "the processes")]:
+        pytest.skip("with --slow")
+    heard = {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
+    with Watch(tmp_path / "tmp") as watch:
+        launcher = launch(tmp_path, watch, **heard)
+        assert wait_until(lambda: steps_begun(tmp_path) >= 3, 60), (tmp_path / "log").read_text()
+        workers = psutil.Process(launcher.pid).children(recursive=True)
+        if to != "the processes":
+            launcher.send_signal(signum)
+        if to != "the launcher":
+            for worker in workers:
+                worker.send_signal(signum)
+        assert launcher.wait(30) == 1, (tmp_path / "log").read_text()
+        assert last_step(tmp_path) >= 3
+        said = (tmp_path / "log").read_text()
+        assert said.count(f"StoppedError: stopped by {signal.Signals(signum).name}") == 2, said
+        forget_what_the_launcher_leaves(watch)
+        assert not watch.left(tmp_path / "run")
+
+
+def test_under_accelerate_launch_a_process_that_is_killed_ends_the_other(tmp_path):
+    with Watch(tmp_path / "tmp") as watch:
+        launcher = launch(tmp_path, watch)
+        assert wait_until(lambda: steps_begun(tmp_path) >= 20, 60), (tmp_path / "log").read_text()
+        psutil.Process(launcher.pid).children(recursive=True)[1].kill()
+        assert launcher.wait(40) == 1, (tmp_path / "log").read_text()
+        assert last_step(tmp_path) >= 15
+        forget_what_the_launcher_leaves(watch)
+        assert not watch.left(tmp_path / "run")
+
+
+def forget_what_the_launcher_leaves(watch):
+    """Torchrun leaves an empty folder for logs when it does not end well."""
+    for folder in watch.temporary.glob("torchelastic_*"):
+        assert not [path for path in folder.rglob("*") if path.is_file() and path.name != "error.json"]
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("signum", CODES)
+def test_the_command_line_ends_with_the_code_of_the_signal(tmp_path, road, signum):
+    out = tmp_path / "tokenizer"
+    with Watch(tmp_path / "tmp") as watch:
+        words = ["train", "tokenizer", "--config", "tiny", "--data", road / "data", "--out", out, "env.size=[16,16]"]
+        words += ["tokenizer.frame_size=[16,16]", "tokenizer_training.steps=100000"]
+        command = Command(tmp_path / "log", *words, watch=watch)
+        assert wait_until((out / "metrics.jsonl").is_file, 30), (tmp_path / "log").read_text()
+        command.send(signum)
+        assert command.wait(10) == CODES[signum]
+        assert not watch.left(out)
+    assert Checkpoints(out / "checkpoints", 2).steps()
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last == f"worldvq: stopped by {signal.Signals(signum).name}; run the same command again to continue"
+
+
+def test_handlers_are_put_back_and_what_cleans_up_runs():
+    before = [signal.getsignal(signum) for signum in SIGNALS]
+    cleaned = []
+    with pytest.raises(StoppedError) as stopped, StopAtOnce():
+        with StopWhenSaved() as stop:
+            assert stop.signum == 0
+        try:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(1)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # while it cleans up: ignored
+            cleaned.append(True)
+    assert stopped.value.exit_code == 138 and cleaned
+    with pytest.raises(StoppedError), StopWhenSaved():
+        os.kill(os.getpid(), signal.SIGTERM)
+        cleaned.append("not interrupted")
+    assert len(cleaned) == 2
+    assert [signal.getsignal(signum) for signum in SIGNALS] == before
