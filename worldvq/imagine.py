@@ -56,8 +56,8 @@ def read_actions(path: Path, space: ActionSpace, num_steps: int) -> np.ndarray:
         raise UsageError(f"no such file of actions: {path}")
     try:
         actions = _read_list(path, space) if path.suffix == ".json" else _read_array(path)
-    except UsageError:
-        raise
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     except Exception as error:  # on a broken header numpy raises errors of many types
         problem = str(error).removeprefix(f"{path}: ")
         raise CorruptFileError(f"{path} cannot be read as actions: {problem}") from None
