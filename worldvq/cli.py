@@ -88,6 +88,14 @@ def record_command(
             "`worldvq data merge OUT` ends it. [default: as RANK/WORLD_SIZE or a SLURM array say, else all]"
         ),
     ] = None,
+    ray: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Record on the Ray cluster of RAY_ADDRESS, or one on this machine: this many actors, each with "
+            "--workers processes. OUT must be on a file system that all machines share.",
+        ),
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Run the environment and the policy that the dataset in OUT names.")
     ] = False,
@@ -101,7 +109,9 @@ def record_command(
 
     if episodes is not None and frames is not None:
         raise UsageError("give --episodes or --frames, not both")
-    part, source = (Shard.parse(shard), "--shard") if shard else Shard.from_environment()
+    if ray and shard:
+        raise UsageError("give --ray or --shard, not both: every actor is a shard of its own")
+    part, source = (Shard.parse(shard), "--shard") if shard else (Shard(), "") if ray else Shard.from_environment()
     check_unlocked(out, shared=not part.is_whole)  # before the seconds that the imports below take
     from worldvq.config import ExperimentConfig, build, load_config
     from worldvq.config import override as apply
@@ -125,7 +135,12 @@ def record_command(
     if not part.is_whole:
         print(f"shard {part} of {out} (from {source})", flush=True)
     settings = build(type(full.env), full.env.model_dump() | sides, "--size")
-    store = record(settings, full.record, out, shard=part)
+    if ray:
+        from worldvq.data.ray import record_on_ray
+
+        store = record_on_ray(settings, full.record, out, ray)
+    else:
+        store = record(settings, full.record, out, shard=part)
     print(f"{out}: {len(store.entries)} episodes, {sum(e.num_frames for e in store.entries)} frames")
     store.close()
     if not part.is_whole:
