@@ -94,33 +94,37 @@ def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(tmp_path
     assert 4 <= last_step(tmp_path) < 15
 
 
-def launch(out, watch, *more, **environment):
-    command = [sys.executable, "-m", "accelerate.commands.launch", *more, "--num_machines=1", "--mixed_precision=no"]
-    command += ["--num_processes=2", "--num_cpu_threads_per_process=1", "--dynamo_backend=no", "--multi_gpu"]
-    command += ["--main_process_port=0", str(Path(__file__).with_name("training.py")), str(out)]
-    tests = Path(__file__).parents[1]
-    variables = {**watch.environment, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(tests)}
+ACCELERATE = ["accelerate.commands.launch", "--num_machines=1", "--mixed_precision=no", "--num_processes=2"]
+ACCELERATE += ["--num_cpu_threads_per_process=1", "--dynamo_backend=no", "--multi_gpu", "--main_process_port=0"]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+TORCHRUN += ["--signals_to_handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+
+
+def launch(launcher, out, watch):
+    words = [sys.executable, "-m", *launcher, str(Path(__file__).with_name("training.py")), str(out)]
+    here = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     with (out / "log").open("wb") as log:
-        words = [*command, json.dumps({**SETTINGS, "steps": 400})]
-        return subprocess.Popen(words, env={**variables, **environment}, stdout=log, stderr=log)
+        return subprocess.Popen(
+            [*words, json.dumps({**SETTINGS, "steps": 400})], env={**watch.environment, **here}, stdout=log, stderr=log
+        )
 
 
 @pytest.mark.parametrize(
-    ("signum", "to"),
+    ("launcher", "signum", "to", "only_slow"),
     [
-        (signal.SIGTERM, "all"),
-        (signal.SIGUSR1, "the launcher"),
-        (signal.SIGTERM, "the launcher"),
-        (signal.SIGUSR1, "the processes"),
+        (ACCELERATE, signal.SIGTERM, "all", False),
+        (TORCHRUN, signal.SIGUSR1, "the launcher", False),
+        (ACCELERATE, signal.SIGTERM, "the launcher", True),
+        (ACCELERATE, signal.SIGUSR1, "the processes", True),
     ],
+    ids=["accelerate-TERM-all", "torchrun-USR1-launcher", "accelerate-TERM-launcher", "accelerate-USR1-processes"],
 )
-def test_under_accelerate_launch(tmp_path, slow, signum, to):
+def test_under_a_launcher(tmp_path, slow, launcher, signum, to, only_slow):
     """As docs/scaling.md says: saved by both, nothing left; the exit code of the launcher itself is 1."""
-    if not slow and (signum, to) in [(signal.SIGTERM, "the launcher"), (signal.SIGUSR1, "the processes")]:
+    if only_slow and not slow:
         pytest.skip("with --slow")
-    heard = {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
     with Watch(tmp_path / "tmp") as watch:
-        launcher = launch(tmp_path, watch, **heard)
+        launcher = launch(launcher, tmp_path, watch)
         assert wait_until(lambda: steps_begun(tmp_path) >= 3, 60), (tmp_path / "log").read_text()
         workers = psutil.Process(launcher.pid).children(recursive=True)
         if to != "the processes":
@@ -136,9 +140,9 @@ def test_under_accelerate_launch(tmp_path, slow, signum, to):
         assert not watch.left(tmp_path / "run")
 
 
-def test_under_accelerate_launch_a_process_that_is_killed_ends_the_other(tmp_path):
+def test_under_a_launcher_a_process_that_is_killed_ends_the_other(tmp_path):
     with Watch(tmp_path / "tmp") as watch:
-        launcher = launch(tmp_path, watch)
+        launcher = launch(ACCELERATE, tmp_path, watch)
         assert wait_until(lambda: steps_begun(tmp_path) >= 20, 60), (tmp_path / "log").read_text()
         psutil.Process(launcher.pid).children(recursive=True)[1].kill()
         assert launcher.wait(40) == 1, (tmp_path / "log").read_text()
