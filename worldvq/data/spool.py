@@ -68,10 +68,11 @@ class Spool:
         """Say what a record is: an action of ``space``, a reward and a frame (H, W, 3)."""
         fields = [("action", space.dtype, space.shape), ("reward", "<f4"), ("frame", "u1", (*frame_size, 3))]
         self._record = np.dtype(fields)
+        self._row = np.zeros(1, self._record)
 
     # -------------------------------------------------------------------------------------------- the worker's side
 
-    def _write(self, data: bytes, where: int) -> None:
+    def _write(self, data: bytes | np.ndarray, where: int) -> None:
         with disk_errors(self.path):
             if os.pwrite(self._file, data, where) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -89,11 +90,9 @@ class Spool:
     def add(self, frame: np.ndarray, action: np.ndarray | None = None, reward: float = 0.0) -> None:
         """Append a frame, and what led to it; the first frame of an episode has nothing before it."""
         assert self._record is not None
-        record = np.zeros((), self._record)
-        record["frame"], record["reward"] = frame, reward
-        if action is not None:
-            record["action"] = action
-        self._write(record.tobytes(), _HEADER.size + self._count * self._record.itemsize)
+        self._row["frame"], self._row["reward"] = frame, reward
+        self._row["action"] = 0 if action is None else action
+        self._write(self._row.view(np.uint8), _HEADER.size + self._count * self._record.itemsize)
         self._count += 1
 
     def add_reward(self, reward: float) -> None:
@@ -130,7 +129,7 @@ class Spool:
         if count < 2:
             return None
         header = self.header()
-        records = np.memmap(self.path, self._record, "r", _HEADER.size, (count,))
+        records = np.fromfile(self.path, self._record, count, offset=_HEADER.size)
         return Episode(
             frames=np.ascontiguousarray(records["frame"]),
             actions=np.ascontiguousarray(records["action"][1:]),
