@@ -20,6 +20,11 @@ def short(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 12]}...{text[-9:]}"
 
 
+def printable(text: str) -> str:
+    """Return text from a file as it can be shown in a line: newlines and the commands of a terminal are spelt out."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def differences(
     there: Any, here: Any, names: tuple[str, str] = ("there", "here"), ignore: tuple[str, ...] = (), key: str = ""
 ) -> list[str]:
@@ -36,20 +41,17 @@ def differences(
         One line for every value that differs, in the order of the keys.
     """
     if isinstance(there, dict) and isinstance(here, dict):
-        keys = [name for name in {**there, **here} if name not in ignore]
-        return [
-            line
-            for name in keys
-            for line in differences(
-                there.get(name), here.get(name), names, ignore, f"{key}.{name}" if key else str(name)
-            )
-        ]
+        lines = []
+        for name in [name for name in {**there, **here} if name not in ignore]:
+            path = f"{key}.{name}" if key else str(name)
+            lines += differences(there.get(name), here.get(name), names, ignore, path)
+        return lines
     if isinstance(there, tuple | list) and isinstance(here, tuple | list):
         there, here = list(there), list(here)
     if there == here and isinstance(there, bool) == isinstance(here, bool):  # 1 == True
         return []
     one, other = ("nothing" if value is None else short(value) for value in (there, here))
-    return [f"{key} is {one} {names[0]}, {other} {names[1]}"]
+    return [f"{printable(key)} is {one} {names[0]}, {other} {names[1]}"]
 
 
 def join(lines: list[str]) -> str:

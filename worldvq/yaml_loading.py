@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from worldvq.differences import short
+from worldvq.differences import printable, short
 from worldvq.errors import CorruptFileError, UsageError, did_you_mean
 from worldvq.reading import read_bounded
 
@@ -167,9 +167,9 @@ def _describe(error: ValidationError, model: type[BaseModel], source: str) -> st
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(str(first["loc"][-1]), _known_keys(model, first["loc"][:-1]))
-        return f"{source}: unknown key '{path}'{hint}"
+        return f"{source}: unknown key '{printable(path)}'{hint}"
     message = first["msg"].removeprefix("Value error, ")
-    where = f"{path} = {short(first['input'])}: " if path else ""
+    where = f"{printable(path)} = {short(first['input'])}: " if path else ""
     return f"{source}: {where}{message}"
 
 
