@@ -116,7 +116,8 @@ class Log:
         """Give a picture (H, W, 3) to the trackers that take some."""
         for tracker in self.trackers:
             if hasattr(tracker, "log_images"):
-                tracker.log_images({"picture": picture[None]}, step=step)  # type: ignore[attr-defined]
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"picture": picture[None]}, step=step, **layout)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Stop the bar and finish the trackers."""

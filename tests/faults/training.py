@@ -21,7 +21,8 @@ from worldvq.config import DynamicsConfig, TrainConfig
 from worldvq.errors import WorldVQError
 from worldvq.losses import dynamics_loss, tokenizer_loss
 from worldvq.models.dynamics import Dynamics
-from worldvq.types import ActionSpace, TokenClip
+from worldvq.models.tokenizer import Tokenizer
+from worldvq.types import ActionSpace, Clip, TokenClip
 
 
 class Job:
@@ -124,6 +125,36 @@ def train(out: str, settings: dict[str, Any], kill_at: int | None = None, killed
     (Path(out) / f"random.{rank}").write_bytes(torch.get_rng_state().numpy().tobytes())
 
 
+class Scenes(Batches):
+    """Frames with something to learn: each is one of a few colours with a disc of another one."""
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Clip:
+        random = np.random.default_rng(step)
+        colours = np.random.default_rng(0).integers(0, 256, (12, 3))
+        back, front = colours[random.integers(0, 12, (2, self.batch_size))]
+        centre, radius = random.uniform(3, 13, (self.batch_size, 2)), random.uniform(2, 6, self.batch_size)
+        y, x = np.mgrid[:16, :16]
+        inside = np.hypot(y - centre[:, :1, None], x - centre[:, 1:, None]) < radius[:, None, None]  # (B, 16, 16)
+        frames = np.where(inside[..., None], front[:, None, None], back[:, None, None]).astype(np.uint8)[:, None]
+        share = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
+        yes = torch.ones(self.batch_size, 1, dtype=torch.bool)[share]
+        return Clip(torch.from_numpy(frames)[share], yes.long(), yes.float(), ~yes, yes, yes)
+
+
+def train_codebook(out: str, steps: int) -> None:
+    """Train a tokenizer with moving-average codes; every process leaves all of its tensors."""
+    from worldvq.checkpoint import save_module
+    from worldvq.config import OptimizerConfig, QuantizerConfig
+    from worldvq.train import fit
+
+    torch.manual_seed(1)
+    quantizer = QuantizerConfig(kind="ema", num_codes=64, code_dim=8)
+    network = Tokenizer(model().config.model_copy(update={"quantizer": quantizer}))
+    settings = TrainConfig(steps=steps, batch_size=16, optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10))
+    trained = fit(network, tokenizer_loss, Scenes(16), settings, Path(out) / "run", summary="test")
+    save_module(Path(out) / f"rank{os.environ.get('RANK', '0')}.safetensors", trained)
+
+
 class TokenBatches(Batches):
     """Random tokens as a function of the step."""
 
@@ -139,14 +170,14 @@ class TokenBatches(Batches):
         return TokenClip(tokens, actions, yes.float(), ~yes, yes, yes)
 
 
-def dynamics() -> Dynamics:
+def dynamics(prior_kind: str = "transformer") -> Dynamics:
     torch.manual_seed(1)
-    prior = {"width": 16, "num_blocks": 1, "num_heads": 2}
+    prior = {"kind": prior_kind, "width": 16, "num_blocks": 1, "num_heads": 2}
     config = DynamicsConfig(context_frames=4, width=16, num_blocks=1, num_heads=2, prior=prior)  # type: ignore[arg-type]
     return Dynamics(config, (4, 4), 16, ActionSpace("discrete", (3,)))
 
 
-def train_dynamics(out: str, settings: dict[str, Any]) -> None:
+def train_dynamics(out: str, settings: dict[str, Any], prior_kind: str = "transformer") -> None:
     """Train a small dynamics, sharded if the environment says so."""
     from accelerate import DistributedType, PartialState
 
@@ -156,7 +187,7 @@ def train_dynamics(out: str, settings: dict[str, Any]) -> None:
         # Accelerate shards on GPUs only; told that these are some, it does so on CPUs too.
         PartialState(cpu=True)
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    fit(dynamics(), dynamics_loss, TokenBatches(8), TrainConfig(**settings), Path(out), summary="test")
+    fit(dynamics(prior_kind), dynamics_loss, TokenBatches(8), TrainConfig(**settings), Path(out), summary="test")
 
 
 class Slow(Noted):
