@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.util
@@ -111,10 +113,12 @@ class Command:
     """A command line in a process of its own, which signals hit for real.
 
     It is forked from a server that has imported everything, for that takes seconds; ``spawn`` starts a true process.
+    Recording needs one: what it starts ends with Python, which a fork leaves without ceremony.
     """
 
     def __init__(self, log: Path, *arguments: object, watch: Watch, spawn: bool = False, **environment: object):
         self.log, words = log, [str(argument) for argument in arguments]
+        log.touch()
         given = {**watch.mark, **{name: str(value) for name, value in environment.items()}}
         self._process: Any
         if spawn:
@@ -138,7 +142,8 @@ class Command:
         return self._process.poll() if isinstance(self._process, subprocess.Popen) else self._process.exitcode
 
     def send(self, signum: int) -> None:
-        os.kill(self.pid, signum)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signum)
 
     def wait(self, seconds: float = 60.0) -> int:
         """Exit code; minus the number of a signal that ended it."""
@@ -190,6 +195,15 @@ def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder but for locks, by its path there."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".lock")]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def numbers_of_report(out: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What two evaluations have in common: the report without its timings and paths, and what was drawn from it."""
+    report = json.loads((out / "report.json").read_text())
+    for name in ("seconds", "imagined_frames_per_second", "data"):
+        del report[name]
+    drawn = ("rollout.mp4", "strip.png", "psnr.png", "ssim.png", "nats.png")
+    return report, {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in drawn}
 
 
 def only_slow(*values: object):

@@ -1,21 +1,18 @@
 """An evaluation that is ended goes on where it was, and several processes measure what one does."""
 
-import json
 import os
 import signal
 import time
 
 import pytest
 from command_line import run
-from fault_tools import Command, Watch, hashes, launch, only_slow, start_ranks, wait_until
+from fault_tools import Command, Watch, launch, numbers_of_report, only_slow, start_ranks, wait_until
 
 from worldvq import evaluate as module
 from worldvq.lock import Lock
 
 PROTOCOL = ["--context", 2, "--horizon", 3, "--clips", 24, "--batch-size", 1, "--device", "cpu"]
 NUM_PARTS = 24
-TIMINGS = {"seconds", "imagined_frames_per_second"}
-PICTURES = ("rollout.mp4", "strip.png", "psnr.png")
 
 
 def arguments(road, out, *changes):
@@ -26,22 +23,13 @@ def parts(out):
     return sorted(out.glob(".parts-*/*.safetensors"))
 
 
-def numbers(out):
-    """What has to be equal: the report without its timings, and what was drawn from the same arrays."""
-    report = json.loads((out / "report.json").read_text())
-    assert report.keys() >= TIMINGS
-    drawn = {name: digest for name, digest in hashes(out).items() if name in PICTURES}
-    assert len(drawn) == len(PICTURES)
-    return {key: value for key, value in report.items() if key not in TIMINGS}, drawn
-
-
 @pytest.fixture(scope="module")
 def whole(road, tmp_path_factory):
     """An evaluation that nobody ended."""
     out = tmp_path_factory.mktemp("whole") / "report"
     result = run(*arguments(road, out))
     assert result.returncode == 0, result.stderr
-    report, drawn = numbers(out)
+    report, drawn = numbers_of_report(out)
     assert report["num_clips"] == NUM_PARTS
     return report, drawn
 
@@ -105,7 +93,7 @@ def test_what_was_finished_is_not_computed_again(road, whole, tmp_path, computed
         assert result.returncode == 0, result.stderr
         assert sorted(computed + kept) == list(range(NUM_PARTS))
         assert watch.left(out) == []
-    assert numbers(out) == whole
+    assert numbers_of_report(out) == whole
     assert not parts(out) and not list(out.glob(".parts*"))
 
 
@@ -121,7 +109,7 @@ def test_several_processes_measure_what_one_does_and_are_continued_by_another_nu
         ranks = start_ranks(tmp_path / "log", 3, *changes, watch=watch)
         assert [rank.wait() for rank in ranks] == [0, 0, 0], [rank.log.read_text() for rank in ranks]
         assert watch.left(out) == []
-    assert kept and numbers(out) == whole and not list(out.glob(".parts*"))
+    assert kept and numbers_of_report(out) == whole and not list(out.glob(".parts*"))
     assert "dB" in ranks[0].log.read_text() and not ranks[1].log.read_text()  # one speaks for all
 
 
@@ -141,7 +129,7 @@ def test_under_accelerate_launch(road, whole, tmp_path, slow):
             assert process.wait(60) == 0, (tmp_path / "log").read_text()
         else:
             assert run(*arguments(road, out)).returncode == 0
-    assert numbers(out) == whole
+    assert numbers_of_report(out) == whole
 
 
 def test_a_damaged_part_is_computed_again(road, whole, tmp_path, computed, monkeypatch):
@@ -159,7 +147,7 @@ def test_a_damaged_part_is_computed_again(road, whole, tmp_path, computed, monke
     monkeypatch.setattr(module, "write_page", write_page)
     computed.clear()
     assert run(*arguments(road, out)).returncode == 0
-    assert computed == [0, 1, 2] and numbers(out) == whole
+    assert computed == [0, 1, 2] and numbers_of_report(out) == whole
 
 
 def test_another_protocol_or_dataset_starts_afresh(road, tmp_path, computed, monkeypatch):
