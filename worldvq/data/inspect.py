@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from worldvq.data.episodes import EpisodeStore
+from worldvq.data.shards import shard_indexes
 from worldvq.data.tokens import TokenStore
 from worldvq.errors import UsageError
 from worldvq.types import ActionSpace
@@ -52,6 +53,8 @@ def info(path: str | Path) -> Table:
         grid = "x".join(str(side) for side in store.meta.grid)
         rows["tokens"] = f"{grid} a frame, {store.meta.num_codes} codes, tokenizer {store.meta.tokenizer_hash[:12]}"
     rows |= _episode_rows(store)
+    if waiting := shard_indexes(store.path):
+        rows["not merged"] = f"{len(waiting)} shards: worldvq data merge {store.path}"
     for name, text in rows.items():
         table.add_row(name, text)
     return table

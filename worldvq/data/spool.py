@@ -72,7 +72,7 @@ class Spool:
 
     # -------------------------------------------------------------------------------------------- the worker's side
 
-    def _write(self, data: bytes | np.ndarray, where: int) -> None:
+    def _write(self, data: bytes | memoryview, where: int) -> None:
         with disk_errors(self.path):
             if os.pwrite(self._file, data, where) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -92,7 +92,7 @@ class Spool:
         assert self._record is not None
         self._row["frame"], self._row["reward"] = frame, reward
         self._row["action"] = 0 if action is None else action
-        self._write(self._row.view(np.uint8), _HEADER.size + self._count * self._record.itemsize)
+        self._write(self._row.view(np.uint8).data, _HEADER.size + self._count * self._record.itemsize)
         self._count += 1
 
     def add_reward(self, reward: float) -> None:
