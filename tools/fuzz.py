@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import hashlib
 import os
 import re
 import sys
@@ -31,6 +33,15 @@ FOUND = 77
 """Exit code where something escaped, as libFuzzer has it."""
 
 
+def try_once(name: str, reader: Reader, root: Path, found: Path, data: bytes) -> None:
+    """Read the bytes; keep them if something escapes."""
+    try:
+        reader.check(root, data)
+    except BaseException:
+        (found / f"{name}-{hashlib.sha256(data).hexdigest()[:12]}").write_bytes(data)
+        raise
+
+
 def fuzz(name: str, reader: Reader, root: Path, seconds: int, found: Path) -> int:
     """Fuzz one reader in a process of its own; returns its exit code, 0 where nothing escaped."""
     corpus = root / "corpus" / name
@@ -47,7 +58,7 @@ def fuzz(name: str, reader: Reader, root: Path, seconds: int, found: Path) -> in
                 os.dup2(file.fileno(), 2)
             limits = [f"-max_total_time={seconds}", "-max_len=16384", "-timeout=10", "-rss_limit_mb=2048"]
             arguments = [sys.argv[0], *limits, f"-artifact_prefix={found}/{name}-", str(corpus)]
-            atheris.Setup(arguments, lambda data: reader.check(root, data))
+            atheris.Setup(arguments, functools.partial(try_once, name, reader, root, found))
             atheris.Fuzz()  # ends the process, if all goes well
         except BaseException:
             traceback.print_exc()
