@@ -47,7 +47,7 @@ from worldvq.models.dynamics import Dynamics
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.world import WorldModel, resolve_device
 from worldvq.optimizers import make_optimizer
-from worldvq.train import resolve_precision
+from worldvq.ranks import resolve_precision
 from worldvq.types import ActionSpace, Clip, TokenClip
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

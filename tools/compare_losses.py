@@ -28,9 +28,9 @@ from worldvq.data.episodes import EpisodeStore
 from worldvq.metrics import psnr, squared_error, ssim
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.world import resolve_device
+from worldvq.ranks import resolve_precision
 from worldvq.regions import small_region_recall
 from worldvq.tokenizer_losses import make_tokenizer_loss
-from worldvq.train import resolve_precision
 
 
 @dataclasses.dataclass(frozen=True)

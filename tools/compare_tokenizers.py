@@ -30,8 +30,8 @@ from worldvq.losses import tokenizer_loss
 from worldvq.metrics import psnr, squared_error, ssim
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.world import resolve_device
+from worldvq.ranks import resolve_precision
 from worldvq.render import BACKGROUND, draw_label, grid, save_png
-from worldvq.train import resolve_precision
 from worldvq.types import frames_from_model, frames_to_model
 
 VARIANTS: dict[str, dict[str, Any]] = {

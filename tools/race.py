@@ -11,7 +11,8 @@ from torch import nn
 
 from worldvq.config import OptimizerConfig, TrainConfig
 from worldvq.optimizers import make_optimizer
-from worldvq.train import Batches, LossFunction, resolve_precision
+from worldvq.ranks import resolve_precision
+from worldvq.train import Batches, LossFunction
 
 TURN = 3.0  # seconds
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16}
