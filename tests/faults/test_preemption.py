@@ -94,8 +94,8 @@ def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(tmp_path
     assert 4 <= last_step(tmp_path) < 15
 
 
-ACCELERATE = ["accelerate.commands.launch", "--num_machines=1", "--mixed_precision=no", "--num_processes=2"]
-ACCELERATE += ["--num_cpu_threads_per_process=1", "--dynamo_backend=no", "--multi_gpu", "--main_process_port=0"]
+CPU2 = Path(__file__).parents[2] / "configs" / "accelerate" / "cpu2.yaml"
+ACCELERATE = ["accelerate.commands.launch", "--config_file", str(CPU2)]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 TORCHRUN += ["--signals_to_handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
 
