@@ -308,6 +308,8 @@ class _Run:
             with torch.no_grad():
                 drawn = picture(model, step)
             model.train()
+            if self.accelerator.is_fsdp2:
+                model.cpu()  # the device has no room to keep it
             if log:
                 log.show(drawn, step)
 

@@ -74,6 +74,15 @@ def newest(folder):
     return step
 
 
+FILES = ["manifest.json", "model.safetensors", "optimizer.safetensors"]
+
+
+def assert_all_are_whole(folder):
+    """Whatever has the name of a checkpoint has its files, also while it is on its way out."""
+    for path in folder.glob("step_*"):
+        assert sorted(file.name for file in path.iterdir()) == FILES, path
+
+
 def has_newer(folder, step):
     return (Checkpoints(folder, 2).steps() or [0])[-1] > step
 
@@ -90,6 +99,7 @@ def test_what_is_killed_while_saving_leaves_whole_checkpoints(tmp_path, slow):
         assert job.wait() == -signal.SIGKILL
         step = newest(folder)
         assert step > last
+        assert_all_are_whole(folder)
         assert len(Checkpoints(folder, 2).steps()) >= min(2, step)
         last = step
     Checkpoints(folder, 2).clean()
@@ -109,6 +119,7 @@ def test_death_at_each_system_call_leaves_whole_checkpoints(tmp_path, steps):
         shutil.copytree(prepared, folder)
         code = Job(tmp_path / "log", save_until, folder, steps, fatal).wait()
         assert code in (0, -signal.SIGKILL), (tmp_path / "log").read_text()
+        assert_all_are_whole(folder)
         Checkpoints(folder, 2).clean()  # as a trainer that starts again does
         assert newest(folder) in (3, steps[0])
         assert len(Checkpoints(folder, 2).steps()) >= 2
