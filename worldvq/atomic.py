@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from worldvq.errors import RunError
@@ -80,18 +80,38 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         RunError: The disk is full (checked before writing, and while), or the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path):
-        check_space(path, len(data))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.unlink(missing_ok=True)
-            with temporary.open("xb") as file:  # never through a link that somebody has put there
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            sync_folder(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    write_together({path: data})
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files of one folder; the last one, if it is there, belongs to the others.
+
+    The first is replaced when all are on the disk under other names, so one that is full leaves the old ones. A crash
+    may leave them without the last one, which is taken away while the others are replaced.
+
+    Raises:
+        RunError: As :func:`write_atomic`.
+    """
+    *_, last = files
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
+    try:
+        for path, data in files.items():
+            with disk_errors(path):
+                check_space(path, len(data))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary[path].unlink(missing_ok=True)
+                with temporary[path].open("xb") as file:  # never through a link that somebody has put there
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+        with disk_errors(last):
+            if len(files) > 1:
+                last.unlink(missing_ok=True)
+            for path, written in temporary.items():
+                written.replace(path)
+            sync_folder(last.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for written in temporary.values():
+                written.unlink(missing_ok=True)
+        raise

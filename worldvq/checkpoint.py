@@ -33,7 +33,12 @@ _DTYPES |= {"BOOL": torch.bool}
 
 def save_module(path: Path, module: nn.Module) -> None:
     """Write a module's parameters and buffers as one safetensors file."""
-    write_atomic(path, _to_bytes(_whole(module.state_dict())))
+    write_atomic(path, module_bytes(module))
+
+
+def module_bytes(module: nn.Module) -> bytes:
+    """Return what :func:`save_module` writes."""
+    return _to_bytes(_whole(module.state_dict()))
 
 
 def _whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:

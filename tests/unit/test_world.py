@@ -1,11 +1,13 @@
 """A world: saved and loaded bit for bit, imagined the same in every way there is, scored as NumPy scores it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from worldvq.config import DynamicsConfig, PriorConfig, QuantizerConfig, TokenizerConfig
-from worldvq.errors import CorruptFileError, UsageError
+from worldvq.errors import CorruptFileError, RunError, UsageError
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import load_tokenizer, save_tokenizer
 from worldvq.models.tokenizer import Tokenizer
@@ -250,14 +252,35 @@ def test_a_world_with_a_flipped_bit_in_its_description_is_refused_or_works(saved
 
 
 def test_a_world_that_was_not_written_to_its_end_is_none(world, saved, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    replaced, replace = [], Path.replace
 
-    monkeypatch.setattr("worldvq.models.world.save_module", full)
-    with pytest.raises(OSError, match="No space"):
+    def failing(path, target):
+        replaced.append(target)
+        if len(replaced) == 2:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(KeyboardInterrupt):
         world.save(saved)
     with pytest.raises(UsageError, match="no world in"):
         WorldModel.load(saved)
+    assert not list(saved.glob(".*"))
+
+
+def test_a_world_stays_as_it_was_where_another_finds_no_space(world, saved, monkeypatch):
+    before = {path: path.read_bytes() for path in saved.iterdir()}
+    calls = []
+
+    def full(path, size):
+        calls.append(path)
+        if len(calls) == 3:
+            raise RunError(f"{path}: the disk is full")
+
+    monkeypatch.setattr("worldvq.atomic.check_space", full)
+    with pytest.raises(RunError, match=r"world\.json: the disk is full"):
+        world.save(saved)
+    assert {path: path.read_bytes() for path in saved.iterdir()} == before
 
 
 def test_a_tokenizer_alone_comes_back_too(world, tmp_path):

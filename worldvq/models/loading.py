@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from worldvq.atomic import write_atomic
-from worldvq.checkpoint import check_header, hash_module, load_module, save_module
+from worldvq.atomic import write_together
+from worldvq.checkpoint import check_header, hash_module, load_module, module_bytes
 from worldvq.config import DynamicsConfig, TokenizerConfig, build
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.models.tokenizer import Tokenizer
@@ -87,6 +87,6 @@ def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenize
 
 def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Write what :func:`load_tokenizer` reads."""
-    save_module(folder / "tokenizer.safetensors", tokenizer)
     description = {**tokenizer.config.model_dump(mode="json"), WEIGHTS_HASH: hash_module(tokenizer)}
-    write_atomic(folder / "tokenizer.json", seal(description))
+    weights = module_bytes(tokenizer)
+    write_together({folder / "tokenizer.safetensors": weights, folder / "tokenizer.json": seal(description)})

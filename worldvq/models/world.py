@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldvq.atomic import write_atomic
-from worldvq.checkpoint import hash_module, save_module
+from worldvq.atomic import write_together
+from worldvq.checkpoint import hash_module, module_bytes
 from worldvq.config import DynamicsConfig, SamplingConfig, TokenizerConfig, build
 from worldvq.differences import require_same
 from worldvq.errors import CorruptFileError, UsageError
@@ -133,11 +133,8 @@ class WorldModel:
         return self.tokenizer.config.frame_size
 
     def save(self, folder: Path | str) -> None:
-        """Write the world; ``world.json`` comes last, so a half-written world is none."""
+        """Write the world; a half-written world is none, and where the disk is full an older one stays."""
         folder = Path(folder)
-        (folder / "world.json").unlink(missing_ok=True)
-        save_module(folder / "tokenizer.safetensors", self.tokenizer)
-        save_module(folder / "dynamics.safetensors", self.dynamics)
         description = {
             "format_version": FORMAT_VERSION,
             "tokenizer": self.tokenizer.config.model_dump(mode="json"),
@@ -147,7 +144,13 @@ class WorldModel:
             "action_space": self.action_space.to_json(),
             "meta": self.meta,
         }
-        write_atomic(folder / "world.json", seal(description))
+        write_together(
+            {
+                folder / "tokenizer.safetensors": module_bytes(self.tokenizer),
+                folder / "dynamics.safetensors": module_bytes(self.dynamics),
+                folder / "world.json": seal(description),
+            }
+        )
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto") -> WorldModel:
