@@ -14,7 +14,7 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.numpy import save
 
 from worldvq.atomic import disk_errors, write_atomic
@@ -65,6 +65,9 @@ class IndexEntry(Record):
         """Return the line of the index, newline included; it ends with a checksum of what stands before."""
         content = self.model_dump_json().encode().removesuffix(b"}")
         return content + b',"crc32":"%08x"}\n' % zlib.crc32(content)
+
+
+_ALL_FIELDS = set(IndexEntry.model_fields)
 
 
 def file_name(number: int) -> str:
@@ -282,9 +285,15 @@ def _parse_line(content: bytes, source: str) -> IndexEntry:
             raise CorruptFileError(f"{source}: its checksum is not that of its content; the line has changed")
         content = match[1] + b"}"
     try:
-        return build(IndexEntry, parse_json(content, source), source)
-    except UsageError as error:
-        raise CorruptFileError(str(error)) from None
+        entry = IndexEntry.model_validate_json(content)  # five times as fast as the way below, which says what is wrong
+    except ValidationError:
+        try:
+            entry = build(IndexEntry, parse_json(content, source), source)
+        except UsageError as error:
+            raise CorruptFileError(str(error)) from None
+    # All fields are set in all entries: one set that says so is enough, and half of the memory of a long index.
+    object.__setattr__(entry, "__pydantic_fields_set__", _ALL_FIELDS)
+    return entry
 
 
 def _torn(rest: bytes, source: str) -> bytes | None:
