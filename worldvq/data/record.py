@@ -79,6 +79,7 @@ def record(
             if not _done(store, config, shard):
                 with _progress(config, store, shard, progress) as advance:
                     _fill(store, pool, config, shard, advance)
+            _remove_unlisted(store, shard)
         except BaseException:
             store.close()
             raise
@@ -140,8 +141,7 @@ def _done(store: EpisodeStore, config: RecordConfig, shard: Shard) -> bool:
 def _fill(store: EpisodeStore, pool: Pool, config: RecordConfig, shard: Shard, advance: Any) -> None:
     """Hand out numbers, commit results in order of number until the target is reached, throw away what is over."""
     missing = (n for n in count(shard.index, shard.count) if n not in store)
-    first = next(missing)
-    jobs: deque[Job] = deque([Job(first)])  # to be given, those given back first
+    jobs: deque[Job] = deque()  # given back by a worker that was replaced, or to be begun again
     turns: deque[int] = deque()  # numbers in the order in which they are committed
     waiting: dict[int, tuple[IndexEntry, str]] = {}
     in_a_row = 0
@@ -172,7 +172,7 @@ def _fill(store: EpisodeStore, pool: Pool, config: RecordConfig, shard: Shard, a
             advance(store)
     finally:
         pool.close()
-        _remove_unlisted(store, shard, first)
+        _remove_unlisted(store, shard)
 
 
 def _take_failure(
@@ -193,10 +193,11 @@ def _take_failure(
     print(f"worldvq: {error}; {outcome}, its worker is replaced", file=sys.stderr, flush=True)
 
 
-def _remove_unlisted(store: EpisodeStore, shard: Shard, first: int) -> None:
-    """Remove files from number ``first`` on that are finished or half-written, but not committed."""
+def _remove_unlisted(store: EpisodeStore, shard: Shard) -> None:
+    """Remove files that are finished or half-written but not committed, from the first number that is missing on."""
     # What is committed stands on disk; the store in memory may not know, as Ctrl-C can come right after.
     listed = {entry.number for entry in (*read_index(store.path / shard.index_name)[0], *store.entries)}
+    first = next(n for n in count(shard.index, shard.count) if n not in listed)
     for file in (store.path / "episodes").iterdir():
         name = file.name.removeprefix(".").partition(".")[0]
         if not name.isdecimal() or not shard.owns(number := int(name)) or number < first or number in listed:
