@@ -75,14 +75,13 @@ def main() -> None:
     import worldvq.data.record  # noqa: F401
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["worldvq.data.playing", "toy_env"])
+    context.set_forkserver_preload(["robust_server", "worldvq.data.playing", "toy_env"])
     multiprocessing.forkserver.ensure_running()
     for line in sys.stdin:
         name, arguments = json.loads(line)
         if name == "wait":
             answer = os.waitpid(arguments, 0)[1]
         else:
-            multiprocessing.forkserver.ensure_running()  # it ends when a child is killed while asking it for something
             answer = os.fork()
             if answer == 0:
                 os.setsid()
