@@ -20,7 +20,7 @@ Side = Annotated[int, Field(gt=0, le=4096)]
 """Pixels of a frame along one axis."""
 Size = Annotated[int, Field(gt=0, le=2**16)]
 """Channels, codes, choices: what the size of a model depends on. A file cannot ask for more memory than that gives."""
-Depth = Annotated[int, Field(ge=0, le=256)]
+Depth = Annotated[int, Field(ge=0, le=128)]
 """Blocks or layers."""
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]

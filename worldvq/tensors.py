@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 from worldvq.errors import CorruptFileError
 from worldvq.reading import open_file, parse_json
 
-MAX_HEADER = 2**18
-"""Bytes of a header: an episode's has a few hundred, a network with a thousand tensors has 100,000."""
+MAX_HEADER = 2**20
+"""Bytes of a header: an episode has a few hundred, the optimizer of the deepest model that a config allows 600,000."""
 _ITEM_SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2}
 _ITEM_SIZES |= {"U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
 

@@ -23,6 +23,7 @@ from test_corruption import NAMES, make_episode, make_meta, make_store
 from worldvq.atomic import write_atomic
 from worldvq.checkpoint import load_module
 from worldvq.config import TokenizerConfig, load_config
+from worldvq.data.clips import read_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.shards import merge_shards
 from worldvq.errors import UsageError, WorldVQError
@@ -336,8 +337,8 @@ def hostile_stores(root: Path) -> dict[str, tuple]:
         "a terabyte": (len(claims_much).to_bytes(8, "little") + claims_much, "does not fit bytes"),
         "an endless header": ((2**60).to_bytes(8, "little") + b"{}", "cut short"),
         "a long header": ((2**21).to_bytes(8, "little") + b"[" * 2**21, "at most"),
-        "many lists": ((2**18).to_bytes(8, "little") + (b"[" + b"[]," * 2**17)[: 2**18], "not valid JSON"),
-        "deep lists": ((2**18).to_bytes(8, "little") + b"[" * 2**18, "not valid JSON"),
+        "many lists": ((2**20).to_bytes(8, "little") + (b"[" + b"[]," * 2**19)[: 2**20], "not valid JSON"),
+        "deep lists": ((2**20).to_bytes(8, "little") + b"[" * 2**20, "not valid JSON"),
     }
     found = {}
     for name, (data, words) in headers.items():
@@ -353,6 +354,16 @@ def hostile_stores(root: Path) -> dict[str, tuple]:
     for name, (side, num_frames, chunks, words) in bombs.items():
         folder = compressed_store(root / name, side, num_frames, chunks)
         found[name] = (lambda folder=folder: read_all(folder), sum(map(len, chunks)), words)
+    wide = make_store(root / "wide", 1)
+    description = json.loads((wide / "dataset.json").read_text()) | {"frame_size": [4096, 4096]}
+    del description["checksum"]
+    (wide / "dataset.json").write_text(json.dumps(description))
+    batch = np.zeros((64, 2), np.int64)
+    found["a batch of frames that are not there"] = (
+        lambda: read_clips(EpisodeStore.open(wide), batch, 16),
+        (wide / "episodes/000000.safetensors").stat().st_size,
+        "frames should be",
+    )
     # As large as frames can be and still be read: checking it takes no more than any other.
     chunks = [zeros(16 * 4096**2 * 3)]
     folder = compressed_store(root / "large", 4096, 16, chunks)
@@ -372,7 +383,7 @@ def hostile_models(root: Path) -> dict[str, tuple]:
     found: dict[str, tuple] = {}
     made = readers(root)
     for name, change in (
-        ("tokenizer", {"width": 65_536, "encoder_blocks": 256}),
+        ("tokenizer", {"width": 65_536, "encoder_blocks": 128}),
         ("tokenizer", {"quantizer": {"num_codes": 2**24, "code_dim": 65_536}}),
         ("tokenizer", {"quantizer": {"kind": "fsq", "levels": [255] * 3}}),
     ):
@@ -384,7 +395,7 @@ def hostile_models(root: Path) -> dict[str, tuple]:
         found[f"{name} {change}"] = (lambda folder=folder: load_tokenizer(folder), 10_000, "does not fit this model")
     for number, (section, change) in enumerate(
         (
-            ("dynamics", {"width": 65_536, "num_blocks": 256}),
+            ("dynamics", {"width": 65_536, "num_blocks": 128}),
             ("action_space", {"kind": "multi_discrete", "nvec": [2**20] * 100, "low": [], "high": [], "names": []}),
             ("tokenizer", {"frame_size": [4096, 4096]}),
         )

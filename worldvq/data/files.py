@@ -27,7 +27,7 @@ from worldvq.types import Episode
 
 MAX_LINE = 4096
 """Bytes of a line of an index; one has about 300."""
-MAX_META = MAX_HEADER // 4
+MAX_META = MAX_HEADER // 16
 """Bytes of an episode's description; in the header its quotes are escaped."""
 _DTYPES = {"U8": "u1", "BOOL": "?", "U16": "<u2", "I32": "<i4", "I64": "<i8", "F32": "<f4"}
 _CRC = re.compile(rb'(\{"number":.*),"crc32":"([0-9a-f]{8})"\}')
