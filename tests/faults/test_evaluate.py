@@ -113,6 +113,24 @@ def test_several_processes_measure_what_one_does_and_are_continued_by_another_nu
     assert "dB" in ranks[0].log.read_text() and not ranks[1].log.read_text()  # one speaks for all
 
 
+def test_the_first_process_waits_for_the_slowest(road, whole, tmp_path):
+    out = tmp_path / "report"
+    with Watch(tmp_path / "tmp") as watch:
+        first, second = start_ranks(tmp_path / "log", 2, *arguments(road, out), watch=watch)
+        assert wait_until(lambda: len(parts(out)) >= 1, 60, every=0.001)
+        second.send(signal.SIGSTOP)
+        try:
+            mine = {number for number in range(NUM_PARTS) if number % 2 == 0}
+            assert wait_until(lambda: mine <= {int(path.stem) for path in parts(out)}, 60)
+            if len(parts(out)) < NUM_PARTS:  # or it was not slow enough
+                assert not wait_until(lambda: not first.is_running(), 0.5) and not (out / "report.json").exists()
+        finally:
+            second.send(signal.SIGCONT)
+        assert [first.wait(), second.wait()] == [0, 0], first.log.read_text() + second.log.read_text()
+        assert watch.left(out) == []
+    assert numbers_of_report(out) == whole
+
+
 def test_under_accelerate_launch(road, whole, tmp_path, slow):
     """The launcher passes SIGTERM on, and says itself that it did not finish."""
     out = tmp_path / "report"
