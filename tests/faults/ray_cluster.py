@@ -45,10 +45,11 @@ def main(out: Path) -> None:
     # One actor to a node: each asks for one CPU, and the head gets the second one only when the other node is gone.
     record_on_ray(env, config, out, 2).close()
     spoiler.join()
-    try:
-        record_on_ray(EnvConfig(id="Absent-v0"), config, out.with_name("refused"), 1)
-    except UsageError as error:
-        print("refused:", error)
+    for wrong, changes in (("Absent-v0", {}), (env.id, {"workers": 99})):
+        try:
+            record_on_ray(EnvConfig(id=wrong), config.model_copy(update=changes), out.with_name("refused"), 1)
+        except UsageError as error:
+            print("refused:", error)
     ray.shutdown()
     cluster.shutdown()
 

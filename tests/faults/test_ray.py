@@ -27,6 +27,7 @@ def test_a_cluster_that_loses_a_node_records_the_same_dataset(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "taking a node away" in done.stdout and "another goes on" in done.stdout, done.stdout
     assert "refused: there is no environment 'Absent-v0'" in done.stdout, done.stdout
+    assert "refused: --workers 99: no machine" in done.stdout, done.stdout
     assert not (tmp_path / "refused").exists()
     arguments = settings_of(40, pause=0.02)
     config = RecordConfig(**{**arguments["config"], "frames": None})

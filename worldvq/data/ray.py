@@ -76,6 +76,9 @@ def record_on_ray(
     check_unlocked(out)
     if not ray.is_initialized():
         ray.init(log_to_driver=True, include_dashboard=False)
+    most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+    if most < config.workers:  # or its actors would wait for ever
+        raise UsageError(f"--workers {config.workers}: no machine of the Ray cluster has more than {most:g} CPUs")
     remote: Any = ray.remote(num_cpus=config.workers, max_restarts=0)(_Recorder)
     out = out.resolve()
     shards = [Shard(index, actors) for index in range(actors)]
@@ -97,6 +100,7 @@ def record_on_ray(
                 shard = tasks.pop(task)
                 try:
                     ray.get(task)
+                    ray.kill(handles.pop(shard))  # where there are more actors than CPUs, others wait for its place
                 except ray.exceptions.RayTaskError as error:
                     raise _own(error) from None
                 except ray.exceptions.RayError as error:
