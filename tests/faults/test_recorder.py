@@ -26,7 +26,7 @@ FAILED = episode_seed(SEED, 2)
 ERRORS = {
     "raise": "OSError: the physics exploded",
     "unpicklable": "Unpicklable: its text cannot be shown",
-    "hang": f"it did not STEP within {TIMEOUT:g} s",
+    "hang": f"it did not STEP within {TIMEOUT:g} s (record.timeout)",
     "segfault": "its process was killed by SIGSEGV",
     "killed": "its process was killed by SIGKILL (out of memory?)",
     "exit": "its process ended with exit code 7",

@@ -178,9 +178,12 @@ class Pool:
         phase = worker.spool.header().phase
         if phase in (Phase.IDLE, Phase.WRITING):  # a slow disk is nothing that another worker would mend
             return ""
-        allowed = START_SECONDS if phase == Phase.STARTING else self._config.timeout
-        doing = {Phase.STARTING: "start", Phase.BUILDING: "be built", Phase.RESETTING: "reset"}.get(phase, "step")
-        return f"it did not {doing} within {allowed:g} s" if now - worker.moved > allowed else ""
+        if phase == Phase.STARTING:
+            return f"it did not start within {START_SECONDS:g} s" if now - worker.moved > START_SECONDS else ""
+        if now - worker.moved <= self._config.timeout:
+            return ""
+        missed = {Phase.BUILDING: "was not built", Phase.RESETTING: "did not reset"}.get(phase, "did not step")
+        return f"it {missed} within {self._config.timeout:g} s (record.timeout)"
 
     def _failed(self, worker: _Worker, error: str, message: dict[str, Any] | None = None) -> Iterator[Failure | Job]:
         """Kill and replace a worker; yield what became of its jobs."""
