@@ -42,6 +42,8 @@ def merge_shards(folder: Path) -> int:
         raise UsageError(f"{folder}: no such folder")
     lock = Lock(folder)
     try:
+        for stale in (*folder.glob(".*.tmp"), *folder.glob("episodes/.*.tmp")):  # nobody writes: a killed shard left it
+            stale.unlink(missing_ok=True)
         shards = shard_indexes(folder)
         entries: dict[int, IndexEntry] = {}
         for path in (folder / INDEX, *shards):
