@@ -145,7 +145,10 @@ def _settle(scratch: str) -> None:
 
     if hasattr(os, "setsid"):
         os.setsid()  # so that it can be killed with all that it starts, and Ctrl-C goes to the parent alone
-        (Path(scratch) / GROUP_FILE).write_text(str(os.getpid()))
+        try:
+            (Path(scratch) / GROUP_FILE).write_text(str(os.getpid()))
+        except FileNotFoundError:
+            sys.exit()  # the recorder has ended meanwhile
     os.environ["TMPDIR"] = tempfile.tempdir = scratch
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import multiprocessing.util
+import os
 import shutil
 import signal
 import tempfile
@@ -18,6 +20,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,8 @@ START_SECONDS = 120.0
 CLOSE_SECONDS = 3.0
 """How long environments have to close at the end."""
 POLL_SECONDS = 0.1
+LONGEST_FOLDER = 85
+"""Bytes of a folder in which a socket can still have a name of its own: paths of sockets end at 104 to 108."""
 FAILED_STARTS = 3
 """After how many workers in a row that did not come up there is no point in another one."""
 
@@ -90,10 +95,19 @@ class Pool:
         self._workers: dict[Connection, _Worker] = {}
         self._sequence = 0
         self._failed_starts = 0
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        can_fork = "forkserver" in multiprocessing.get_all_start_methods()
+        # The server listens to a socket in the folder for temporary files, whose path may not be long.
+        short = len(os.fsencode(multiprocessing.util.get_temp_dir())) < LONGEST_FOLDER
+        method = "forkserver" if can_fork and short else "spawn"
         self._context: Any = multiprocessing.get_context(method)
         if method == "forkserver":  # a worker is then replaced at once: what it imports is there
             self._context.set_forkserver_preload(["worldvq.data.playing"])
+            resource_tracker.ensure_running()  # first: starting it would undo what comes next
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for this process alone
+            try:
+                multiprocessing.forkserver.ensure_running()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._scratch = Path(tempfile.gettempdir()) / f"worldvq-{uuid.uuid4().hex[:12]}"
         janitor.tell(f"folder {self._scratch}")  # before it exists: this process can be killed at any moment
         self._scratch.mkdir(0o700)
@@ -227,15 +241,19 @@ class Pool:
     def close(self) -> None:
         """Let environments close, end every process, and remove what they left."""
         workers = list(self._workers.values())
-        for worker in workers:
-            worker.process.terminate()
-        deadline = time.monotonic() + CLOSE_SECONDS
-        for worker in workers:
-            worker.process.join(max(0.0, deadline - time.monotonic()))
-        for worker in workers:  # pipes last: a worker whose pipe ends begins to close, and SIGTERM would cut that short
-            self._end(worker)
-            self._forget(worker)
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        try:
+            for worker in workers:
+                worker.process.terminate()
+            deadline = time.monotonic() + CLOSE_SECONDS
+            for worker in workers:
+                worker.process.join(max(0.0, deadline - time.monotonic()))
+        finally:  # pipes last: a worker whose pipe ends begins to close, and SIGTERM would cut that short
+            for worker in workers:
+                self._end(worker)
+                self._forget(worker)
+            for path in self._scratch.glob(f"*/{janitor.GROUP_FILE}"):  # started when a signal came
+                janitor.kill_group(int(path.read_text()))
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def _how_it_ended(process: Any) -> str:
