@@ -38,7 +38,8 @@ def zygote(tmp_path_factory):
     yield process
     process.close()
     assert wait_until(lambda: not processes_with(MARK, str(root)), 5), processes_with(MARK, str(root))
-    assert not list((root / "tmp").iterdir())
+    left = [path for path in (root / "tmp").rglob("*") if path.parent.name != "tmp" or "pymp-" not in path.name]
+    assert not left  # but for an empty folder of multiprocessing's, from a process killed while it made that
 
 
 def settings_of(episodes: int, **changes) -> dict:

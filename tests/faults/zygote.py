@@ -87,6 +87,7 @@ def main() -> None:
                 os.setsid()
                 # The server is this process's; its children use it, and cannot ask how it is.
                 multiprocessing.forkserver._forkserver.ensure_running = lambda: None
+                multiprocessing.forkserver.ensure_running = lambda: None
                 multiprocessing.current_process()._config["tempdir"] = None
                 os.dup2(2, 1)
                 code = 1

@@ -95,6 +95,10 @@ class Pool:
         self._workers: dict[Connection, _Worker] = {}
         self._sequence = 0
         self._failed_starts = 0
+        self._scratch = Path(tempfile.gettempdir()) / f"worldvq-{uuid.uuid4().hex[:12]}"
+        janitor.tell(f"folder {self._scratch}")  # before it exists: this process can be killed at any moment
+        self._scratch.mkdir(0o700)
+        janitor.tell(f"folder {multiprocessing.util.get_temp_dir()}")  # of the fork server's socket
         can_fork = "forkserver" in multiprocessing.get_all_start_methods()
         # The server listens to a socket in the folder for temporary files, whose path may not be long.
         short = len(os.fsencode(multiprocessing.util.get_temp_dir())) < LONGEST_FOLDER
@@ -108,10 +112,6 @@ class Pool:
                 multiprocessing.forkserver.ensure_running()
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._scratch = Path(tempfile.gettempdir()) / f"worldvq-{uuid.uuid4().hex[:12]}"
-        janitor.tell(f"folder {self._scratch}")  # before it exists: this process can be killed at any moment
-        self._scratch.mkdir(0o700)
-        janitor.tell(f"folder {multiprocessing.util.get_temp_dir()}")  # of the fork server's socket
 
     def start(self) -> None:
         """Start one more worker."""
