@@ -76,10 +76,13 @@ def record(
         meta = _describe(env, config, pool.probe())
         store = EpisodeStore.create(out, meta, shard)
         try:
-            if not _done(store, config, shard):
-                with _progress(config, store, shard, progress) as advance:
-                    _fill(store, pool, config, shard, advance)
-            _remove_unlisted(store, shard)
+            try:
+                if _reached(store, config, shard) < _target(config, shard):
+                    with _progress(config, store, shard, progress) as advance:
+                        _fill(store, pool, config, shard, advance)
+            finally:
+                pool.close()
+                _remove_unlisted(store, shard)
         except BaseException:
             store.close()
             raise
@@ -117,10 +120,6 @@ def settings_of(out: Path) -> tuple[EnvConfig, RecordConfig]:
     return meta.env, build(RecordConfig, kept, str(out / EpisodeStore.meta_file))
 
 
-def _own(store: EpisodeStore, shard: Shard) -> list[IndexEntry]:
-    return [entry for entry in store.entries if shard.owns(entry.number)]
-
-
 def _target(config: RecordConfig, shard: Shard) -> int:
     """How many episodes, or else frames, this shard records."""
     if config.episodes is not None:
@@ -130,12 +129,12 @@ def _target(config: RecordConfig, shard: Shard) -> int:
 
 
 def _reached(store: EpisodeStore, config: RecordConfig, shard: Shard) -> int:
-    own = _own(store, shard)
-    return len(own) if config.episodes is not None else sum(entry.num_frames for entry in own)
+    return sum(_worth(entry, config) for entry in store.entries if shard.owns(entry.number))
 
 
-def _done(store: EpisodeStore, config: RecordConfig, shard: Shard) -> bool:
-    return _reached(store, config, shard) >= _target(config, shard)
+def _worth(entry: IndexEntry, config: RecordConfig) -> int:
+    """How far an episode brings a recording: one episode, or else its frames."""
+    return 1 if config.episodes is not None else entry.num_frames
 
 
 def _fill(store: EpisodeStore, pool: Pool, config: RecordConfig, shard: Shard, advance: Any) -> None:
@@ -144,35 +143,32 @@ def _fill(store: EpisodeStore, pool: Pool, config: RecordConfig, shard: Shard, a
     jobs: deque[Job] = deque()  # given back by a worker that was replaced, or to be begun again
     turns: deque[int] = deque()  # numbers in the order in which they are committed
     waiting: dict[int, tuple[IndexEntry, str]] = {}
-    in_a_row = 0
+    reached, target, in_a_row = _reached(store, config, shard), _target(config, shard), 0
     for _ in range(min(config.workers, config.episodes or config.workers) - 1):
         pool.start()
-    try:
-        while not _done(store, config, shard):
-            while pool.idle:
-                job = jobs.popleft() if jobs else Job(next(missing))
-                if config.episodes is not None and job.number >= config.episodes:
-                    break
-                if job.attempt == 0 and job.number not in turns:
-                    turns.append(job.number)
-                pool.give(job)
-            for result in pool.results():
-                if isinstance(result, Job):
-                    jobs.append(result)
-                elif isinstance(result, IndexEntry):
-                    waiting[result.number] = result, ""
-                else:
-                    _take_failure(result, store, config, jobs, waiting)
-            while turns and turns[0] in waiting and not _done(store, config, shard):
-                entry, error = waiting.pop(turns.popleft())
-                store.append(entry)
-                in_a_row = in_a_row + 1 if entry.interrupted else 0
-                if in_a_row >= FAILED_EPISODES:
-                    raise RunError(f"{in_a_row} episodes in a row failed, all kept in {store.path}; the last: {error}")
-            advance(store)
-    finally:
-        pool.close()
-        _remove_unlisted(store, shard)
+    while reached < target:
+        while pool.idle:
+            job = jobs.popleft() if jobs else Job(next(missing))
+            if config.episodes is not None and job.number >= config.episodes:
+                break
+            if job.attempt == 0 and job.number not in turns:
+                turns.append(job.number)
+            pool.give(job)
+        for result in pool.results():
+            if isinstance(result, Job):
+                jobs.append(result)
+            elif isinstance(result, IndexEntry):
+                waiting[result.number] = result, ""
+            else:
+                _take_failure(result, store, config, jobs, waiting)
+        while turns and turns[0] in waiting and reached < target:
+            entry, error = waiting.pop(turns.popleft())
+            store.append(entry)
+            reached += _worth(entry, config)
+            in_a_row = in_a_row + 1 if entry.interrupted else 0
+            if in_a_row >= FAILED_EPISODES:
+                raise RunError(f"{in_a_row} episodes in a row failed, all kept in {store.path}; the last: {error}")
+        advance(store, reached)
 
 
 def _take_failure(
@@ -215,11 +211,11 @@ def _progress(config: RecordConfig, store: EpisodeStore, shard: Shard, show: boo
     task = bar.add_task("record", total=_target(config, shard), text="starting workers")
     begun, before, last = time.monotonic(), store.num_frames, time.monotonic()
 
-    def advance(store: EpisodeStore) -> None:
+    def advance(store: EpisodeStore, reached: int) -> None:
         nonlocal last
         rate = (store.num_frames - before) / (time.monotonic() - begun)
         text = f"{len(store)} episodes, {store.num_frames} frames, {rate:.0f} frames/s"
-        bar.update(task, completed=_reached(store, config, shard), text=text)
+        bar.update(task, completed=reached, text=text)
         if show and not console.is_terminal and time.monotonic() - last > 10:
             last = time.monotonic()
             print(f"recording: {text}", flush=True)
