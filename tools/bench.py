@@ -38,17 +38,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import worldvq
-from worldvq.config import EnvConfig, ExperimentConfig, RecordConfig, load_config
+from worldvq.config.env import EnvConfig
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
-from worldvq.data.record import record
-from worldvq.losses import dynamics_loss, tokenizer_loss
 from worldvq.models.dynamics import Dynamics
+from worldvq.models.losses import dynamics_loss, tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.models.world import WorldModel, resolve_device
-from worldvq.optimizers import make_optimizer
-from worldvq.ranks import resolve_precision
+from worldvq.recording.config import RecordConfig
+from worldvq.stages.experiment import ExperimentConfig, load_config
+from worldvq.stages.record import record
+from worldvq.training.optimizers import make_optimizer
+from worldvq.training.processes import resolve_precision
 from worldvq.types import ActionSpace, Clip, TokenClip
+from worldvq.world.engine import resolve_device
+from worldvq.world.model import WorldModel
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAZE = EnvConfig(id="worldvq/Maze-v0", kwargs={"max_steps": 250})

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from worldvq.config import EnvConfig
+from worldvq.config.env import EnvConfig
 from worldvq.data.clips import ClipSampler
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.types import ActionSpace, Episode

@@ -7,8 +7,7 @@ import time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-
-from envs.maze import MazeEnv, MazeVectorEnv
+from worldvq_envs.maze.env import MazeEnv, MazeVectorEnv
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Training on two single-threaded CPU processes beside one: ``python tools/bench_processes.py``.
 
 The same run (a config's model, batch size, precision and optimizer; random frames or tokens) goes through
-:func:`worldvq.train.fit` on one process and on several, in turns, so that whatever else the machine does meets both.
-Rates are those that ``metrics.jsonl`` logs, without the first window; the ratio is that of the medians over rounds, and
-next to it stand the ratios of the rounds. Prints a table and one line of JSON.
+:func:`worldvq.training.fit.fit` on one process and on several, in turns, so that whatever else the machine does meets
+both. Rates are those that ``metrics.jsonl`` logs, without the first window; the ratio is that of the medians over
+rounds, and next to it stand the ratios of the rounds. Prints a table and one line of JSON.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def train(kind: str, name: str, steps: int, out: Path) -> None:
     """One run, on however many processes the environment says."""
     import torch
 
-    from worldvq.config import load_config
-    from worldvq.losses import dynamics_loss, tokenizer_loss
     from worldvq.models.dynamics import Dynamics
+    from worldvq.models.losses import dynamics_loss, tokenizer_loss
     from worldvq.models.tokenizer import Tokenizer
-    from worldvq.train import fit
+    from worldvq.stages.experiment import load_config
+    from worldvq.training.fit import fit
     from worldvq.types import ActionSpace
 
     torch.set_num_threads(1)

@@ -20,10 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gymnasium
 import numpy as np
+from worldvq_envs.families import find_world
 
-from envs.worlds import find_world
-from worldvq.config import EnvConfig, RecordConfig
-from worldvq.data.record import record
+from worldvq.config.env import EnvConfig
+from worldvq.recording.config import RecordConfig
+from worldvq.stages.record import record
 
 
 def step_bare(config: EnvConfig, hold: int, seed: int, start, seconds: float, queue) -> None:

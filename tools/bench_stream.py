@@ -18,8 +18,8 @@ import torch
 from bench import dream, dream_inputs, random_world
 from rich.progress import track
 
-from worldvq.config import load_config
-from worldvq.models.world import WorldModel
+from worldvq.stages.experiment import load_config
+from worldvq.world.model import WorldModel
 
 
 def main() -> None:

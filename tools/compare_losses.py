@@ -3,8 +3,9 @@
     worldvq record VizdoomTakeCover-v1 --frames 20000 --out runs/cover/data env.frame_skip=4
     python tools/compare_losses.py --data runs/cover/data --config doom --seconds 180 --weights 0 1 --out runs/losses
 
-Measured on frames of held-out episodes: PSNR, SSIM and the recall of small changing regions (worldvq.regions), which
-speaks where the camera mostly stands still. In VizdoomTakeCover-v1 it does, and monsters throw fireballs.
+Measured on frames of held-out episodes: PSNR, SSIM and the recall of small changing regions
+(worldvq.evaluation.regions), which speaks where the camera mostly stands still. In VizdoomTakeCover-v1 it does, and
+monsters throw fireballs.
 
 Frames are drawn in clips of two, half as many clips as the config says, so that every weight sees the same frames.
 Writes table.md, table.json and sheet.png (real frames, then one row a weight).
@@ -22,15 +23,15 @@ from compare_tokenizers import NUM_SHOWN, publish, rebuild
 from race import Entrant, race
 from torch import Tensor
 
-from worldvq.config import ExperimentConfig, load_config, override
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
-from worldvq.metrics import psnr, squared_error, ssim
+from worldvq.evaluation.metrics import psnr, squared_error, ssim
+from worldvq.evaluation.regions import small_region_recall
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.models.world import resolve_device
-from worldvq.ranks import resolve_precision
-from worldvq.regions import small_region_recall
-from worldvq.tokenizer_losses import make_tokenizer_loss
+from worldvq.models.tokenizer_losses import make_tokenizer_loss
+from worldvq.stages.experiment import ExperimentConfig, load_config, override
+from worldvq.training.processes import resolve_precision
+from worldvq.world.engine import resolve_device
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,15 +20,17 @@ import torch
 from bench import CONTEXT, dream_inputs
 from race import Entrant, race
 
-from worldvq.checkpoint import hash_module
-from worldvq.config import EvaluateConfig, ExperimentConfig, load_config, override
 from worldvq.data.clips import ClipSampler
 from worldvq.data.tokens import TokenStore
-from worldvq.evaluate import evaluate
-from worldvq.losses import dynamics_loss
+from worldvq.evaluation.config import EvaluateConfig
+from worldvq.evaluation.protocol import evaluate
+from worldvq.files.weights import hash_module
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import load_tokenizer
-from worldvq.models.world import WorldModel, resolve_device
+from worldvq.models.losses import dynamics_loss
+from worldvq.stages.experiment import ExperimentConfig, load_config, override
+from worldvq.world.engine import resolve_device
+from worldvq.world.model import WorldModel
 
 PRIORS: dict[str, dict[str, Any]] = {
     "transformer": {"dynamics.prior.kind": "transformer", "dynamics.prior.num_blocks": 2},

@@ -22,17 +22,18 @@ import torch
 from race import Entrant, race
 from torch import Tensor
 
-from worldvq.atomic import write_atomic
-from worldvq.config import ExperimentConfig, QuantizerConfig, load_config
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
-from worldvq.losses import tokenizer_loss
-from worldvq.metrics import psnr, squared_error, ssim
+from worldvq.evaluation.metrics import psnr, squared_error, ssim
+from worldvq.files.atomic import write_atomic
+from worldvq.media.pictures import BACKGROUND, draw_label, grid, save_png
+from worldvq.models.losses import tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.models.world import resolve_device
-from worldvq.ranks import resolve_precision
-from worldvq.render import BACKGROUND, draw_label, grid, save_png
+from worldvq.nn.config import QuantizerConfig
+from worldvq.stages.experiment import ExperimentConfig, load_config
+from worldvq.training.processes import resolve_precision
 from worldvq.types import frames_from_model, frames_to_model
+from worldvq.world.engine import resolve_device
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "ema": {"kind": "ema"},

@@ -27,7 +27,7 @@ except ImportError:
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 with atheris.instrument_imports(include=["worldvq", "yaml"]):
-    from readers import Reader, readers
+    from support.readers import Reader, readers
 
 FOUND = 77
 """Exit code where something escaped, as libFuzzer has it."""

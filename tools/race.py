@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from worldvq.config import OptimizerConfig, TrainConfig
-from worldvq.optimizers import make_optimizer
-from worldvq.ranks import resolve_precision
-from worldvq.train import Batches, LossFunction
+from worldvq.training.config import OptimizerConfig, TrainConfig
+from worldvq.training.fit import Batches, LossFunction
+from worldvq.training.optimizers import make_optimizer
+from worldvq.training.processes import resolve_precision
 
 TURN = 3.0  # seconds
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16}
@@ -30,7 +30,7 @@ class Entrant:
 
     Attributes:
         model: Trained in place, in eval mode afterwards.
-        loss_function: See :func:`worldvq.train.fit`, likewise ``batches``.
+        loss_function: See :func:`worldvq.training.fit.fit`, likewise ``batches``.
         config: Optimizer, precision and seed; its number of steps does not matter.
         steps: Updates made.
         seconds: Time they took.
@@ -65,7 +65,7 @@ class Entrant:
         self.seconds += time.monotonic() - begun
 
     def _update(self, fraction: float) -> None:
-        torch.manual_seed((self.config.seed << 32) + self.steps)  # as worldvq.train does
+        torch.manual_seed((self.config.seed << 32) + self.steps)  # as worldvq.training.fit does
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.steps, fraction, self.config.optimizer)
         clip: Any = self.batches.batch(self.steps).to(self.device)

@@ -13,8 +13,8 @@ import numpy as np
 
 from worldvq.data.clips import ClipSampler
 from worldvq.data.episodes import EpisodeStore
-from worldvq.metrics import psnr, squared_error
-from worldvq.models.world import WorldModel
+from worldvq.evaluation.metrics import psnr, squared_error
+from worldvq.world.model import WorldModel
 
 
 def main() -> None:

@@ -13,13 +13,13 @@ register_envs()
 
 if TYPE_CHECKING:
     from worldvq.data.episodes import EpisodeStore
-    from worldvq.models.world import WorldModel
+    from worldvq.world.model import WorldModel
 
 
 def __getattr__(name: str) -> Any:
     """Import the heavy names on first use, so that importing worldvq stays cheap."""
     if name == "WorldModel":
-        from worldvq.models.world import WorldModel
+        from worldvq.world.model import WorldModel
 
         return WorldModel
     if name == "EpisodeStore":

@@ -10,6 +10,6 @@ def register_envs() -> None:
     if "worldvq/Maze-v0" not in gymnasium.registry:
         gymnasium.register(
             id="worldvq/Maze-v0",
-            entry_point="envs.maze:MazeEnv",
-            vector_entry_point="envs.maze:MazeVectorEnv",
+            entry_point="worldvq_envs.maze.env:MazeEnv",
+            vector_entry_point="worldvq_envs.maze.env:MazeVectorEnv",
         )

@@ -3,8 +3,8 @@
 import subprocess
 
 import pytest
-from command_line import COMMAND
-from fault_tools import Watch
+from support.command_line import COMMAND
+from support.fault_tools import Watch
 
 SMALL = [
     *("record.frames=600", "env.max_steps=20", "env.size=[16,16]", "tokenizer.frame_size=[16,16]"),

@@ -10,16 +10,16 @@ import time
 
 import pytest
 import torch
-from fault_tools import wait_until
 from safetensors.torch import load, save
+from support.fault_tools import wait_until
+from support.training import Job
 from torch import nn
-from training import Job
 
-from worldvq.checkpoint import Checkpoints
-from worldvq.config import OptimizerConfig
 from worldvq.errors import CorruptFileError
-from worldvq.optimizers import make_optimizer
-from worldvq.reading import seal
+from worldvq.files.reading import seal
+from worldvq.training.checkpoints import Checkpoints
+from worldvq.training.config import OptimizerConfig
+from worldvq.training.optimizers import make_optimizer
 
 
 def parts(step):

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from readers import readers
+from support.readers import readers
 
-from worldvq.config import EnvConfig
+from worldvq.config.env import EnvConfig
+from worldvq.data.episode_files import read_index
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
-from worldvq.data.files import read_index
 from worldvq.errors import CorruptFileError, WorldVQError
 from worldvq.types import ActionSpace, Episode
 

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from command_line import run
 from conftest import SMALL
-from fault_tools import Command, Watch, hashes, only_slow
+from support.command_line import run
+from support.fault_tools import Command, Watch, hashes, only_slow
 
-from worldvq import atomic
+from worldvq.files import atomic
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs limits on files and disks")
 SIZE = 96 * 2**20

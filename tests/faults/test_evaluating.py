@@ -5,11 +5,11 @@ import signal
 import time
 
 import pytest
-from command_line import run
-from fault_tools import Command, Watch, launch, numbers_of_report, only_slow, start_ranks, wait_until
+from support.command_line import run
+from support.fault_tools import Command, Watch, launch, numbers_of_report, only_slow, start_ranks, wait_until
 
-from worldvq import evaluate as module
-from worldvq.lock import Lock
+from worldvq.evaluation import evaluate as module
+from worldvq.files.lock import Lock
 
 PROTOCOL = ["--context", 2, "--horizon", 3, "--clips", 24, "--batch-size", 1, "--device", "cpu"]
 NUM_PARTS = 24

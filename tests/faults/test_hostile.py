@@ -16,24 +16,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fault_tools import hashes
-from readers import readers
+from support.fault_tools import hashes
+from support.readers import readers
 from test_corruption import NAMES, make_episode, make_meta, make_store
 
-from worldvq.atomic import write_atomic
-from worldvq.checkpoint import load_module
-from worldvq.config import TokenizerConfig, load_config
 from worldvq.data.clips import read_clips
 from worldvq.data.episodes import EpisodeStore
+from worldvq.data.shard import Shard
 from worldvq.data.shards import merge_shards
 from worldvq.errors import UsageError, WorldVQError
-from worldvq.imagine import read_actions
-from worldvq.lock import Lock
+from worldvq.files.atomic import write_atomic
+from worldvq.files.lock import Lock
+from worldvq.files.weights import load_module
+from worldvq.models.config import TokenizerConfig
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.models.world import WorldModel
-from worldvq.shard import Shard
+from worldvq.stages.experiment import load_config
 from worldvq.types import ActionSpace
+from worldvq.world.actions import read_actions
+from worldvq.world.model import WorldModel
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,7 +109,7 @@ def test_numbers_and_nesting_that_break_parsers_are_named():
 
 def test_an_environment_of_a_dataset_is_not_imported_to_look_at_it(tmp_path, monkeypatch):
     """Its id names a module that leaves a trace; open, read, verify and draw never import it."""
-    from command_line import run
+    from support.command_line import run
 
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -291,7 +292,7 @@ def compressed_store(folder: Path, side: int, num_frames: int, chunks: list[byte
 
     from safetensors.numpy import save
 
-    from worldvq.data.files import IndexEntry
+    from worldvq.data.episode_files import IndexEntry
 
     meta = make_meta().model_copy(update={"compression": "zstd", "frame_size": (side, side)})
     steps = num_frames - 1

@@ -9,21 +9,21 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_tools import hashes, processes_with, shared_memory, wait_until
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from toy_env import ID, SIZE, check_alignment
-from zygote import Zygote
+from support.fault_tools import hashes, processes_with, shared_memory, wait_until
+from support.toy_env import ID, SIZE, check_alignment
+from support.zygote import Zygote
 
-from worldvq.config import EnvConfig
-from worldvq.data import janitor
+from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import EpisodeStore
-from worldvq.data.record import episode_seed
+from worldvq.data.shard import Shard
 from worldvq.data.shards import merge_shards
 from worldvq.errors import RunError
-from worldvq.lock import Lock, check_unlocked
-from worldvq.shard import Shard
+from worldvq.files.lock import Lock, check_unlocked
+from worldvq.recording import janitor
+from worldvq.recording.record import episode_seed
 
 LENGTH, EPISODES = 12, 60
 MARK = "WORLDVQ_KILLED_RECORDER"
@@ -206,8 +206,8 @@ def test_a_lock_is_told_at_once_and_a_stale_one_is_taken_over(zygote, tmp_path):
     out, arguments = tmp_path / "d", settings_of(10_000)
     pid = zygote.start("play", out=str(out), **arguments)
     assert wait_until(lambda: bool(committed(out)))
-    from worldvq.config import RecordConfig
-    from worldvq.data.record import record as begin
+    from worldvq.recording.config import RecordConfig
+    from worldvq.stages.record import record as begin
 
     started = time.monotonic()
     with pytest.raises(RunError, match=rf"process {pid} on .* is writing to it"):

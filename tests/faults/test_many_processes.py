@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import spawn
-from fault_tools import Command, Watch, hashes, wait_until
-from training import (
+from support.command_line import spawn
+from support.fault_tools import Command, Watch, hashes, wait_until
+from support.training import (
     Noted,
     Scenes,
     dynamics,
@@ -25,14 +25,16 @@ from training import (
     train_slowly,
 )
 
-from worldvq.checkpoint import Checkpoints, read_tensors
-from worldvq.config import OptimizerConfig, QuantizerConfig, TrainConfig
 from worldvq.errors import RunError, UsageError
-from worldvq.lock import Lock
-from worldvq.losses import tokenizer_loss
+from worldvq.files.lock import Lock
+from worldvq.files.weights import read_tensors
+from worldvq.models.losses import tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.optimizers import make_optimizer
-from worldvq.train import fit
+from worldvq.nn.config import QuantizerConfig
+from worldvq.training.checkpoints import Checkpoints
+from worldvq.training.config import OptimizerConfig, TrainConfig
+from worldvq.training.fit import fit
+from worldvq.training.optimizers import make_optimizer
 from worldvq.types import frames_to_model
 
 LAUNCH_FILES = sorted((Path(__file__).parents[2] / "configs" / "accelerate").glob("*.yaml"))

@@ -9,34 +9,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fault_tools import hashes
+from support.fault_tools import hashes
 
-from worldvq.checkpoint import Checkpoints, hash_module, load_module, save_module
-from worldvq.claims import claim
-from worldvq.config import (
-    DynamicsConfig,
-    EnvConfig,
-    EvaluateConfig,
-    ExperimentConfig,
-    OptimizerConfig,
-    PriorConfig,
-    QuantizerConfig,
-    TokenizerConfig,
-    load_config,
-)
+from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.data.tokens import TokenMeta, TokenStore
-from worldvq.differences import LONGEST, SHOWN, differences, join
 from worldvq.errors import CorruptFileError, UsageError
-from worldvq.evaluate import evaluate
-from worldvq.imagine import imagine
+from worldvq.evaluation.config import EvaluateConfig
+from worldvq.evaluation.protocol import evaluate
+from worldvq.files.differences import LONGEST, SHOWN, differences, join
+from worldvq.files.weights import hash_module, load_module, save_module
+from worldvq.models.config import DynamicsConfig, PriorConfig, TokenizerConfig
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import load_tokenizer, save_tokenizer
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.models.world import WorldModel
-from worldvq.optimizers import make_optimizer
-from worldvq.pipeline import tokenize, train_dynamics, train_tokenizer
+from worldvq.nn.config import QuantizerConfig
+from worldvq.stages.dynamics import train_dynamics
+from worldvq.stages.experiment import ExperimentConfig, load_config
+from worldvq.stages.imagine import imagine
+from worldvq.stages.tokenizer import train_tokenizer
+from worldvq.stages.tokens import tokenize
+from worldvq.training.checkpoints import Checkpoints
+from worldvq.training.config import OptimizerConfig
+from worldvq.training.identity import claim
+from worldvq.training.optimizers import make_optimizer
 from worldvq.types import ActionSpace, Episode
+from worldvq.world.model import WorldModel
 
 NAMED = ActionSpace("discrete", (4,), names=("noop", "forward", "left", "right"))
 SPACES = {
@@ -302,9 +300,14 @@ def test_a_world_whose_description_and_weights_are_of_two_models(made, tmp_path,
 
 def test_a_claim_that_is_the_same_goes_on_and_says_nothing(tmp_path):
     for _ in range(2):
-        claim(tmp_path / "run", ExperimentConfig(), "dynamics", {"grid": (2, 2), "names": ["a"]})
+        claim(
+            tmp_path / "run",
+            "dynamics",
+            ExperimentConfig().sections(DynamicsSections),
+            {"grid": (2, 2), "names": ["a"]},
+        )
     (tmp_path / "run" / "inputs.json").unlink()  # a run from before there was such a file
-    claim(tmp_path / "run", ExperimentConfig(), "dynamics", {"grid": (4, 4)})
+    claim(tmp_path / "run", "dynamics", ExperimentConfig().sections(DynamicsSections), {"grid": (4, 4)})
 
 
 def test_differences_say_all_and_shorten_what_is_long():

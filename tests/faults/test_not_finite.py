@@ -5,15 +5,15 @@ import math
 
 import pytest
 import torch
-from fault_tools import hashes
-from poison import network, train_poisoned
-from training import Noted, finish, start
+from support.fault_tools import hashes
+from support.poison import network, train_poisoned
+from support.training import Noted, finish, start
 
-from worldvq.checkpoint import Checkpoints
-from worldvq.config import TrainConfig
 from worldvq.errors import RunError
-from worldvq.losses import tokenizer_loss
-from worldvq.train import fit
+from worldvq.models.losses import tokenizer_loss
+from worldvq.training.checkpoints import Checkpoints
+from worldvq.training.config import TrainConfig
+from worldvq.training.fit import fit
 
 SETTINGS = {"steps": 6, "batch_size": 16, "log_every": 1, "save_every": 2, "precision": "no"}
 PLACES = ["loss", "gradient", "encoder output"]

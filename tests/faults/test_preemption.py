@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fault_tools import Command, Watch, hashes, wait_until
-from training import finish, start, train_slowly
+from support.fault_tools import Command, Watch, hashes, wait_until
+from support.training import finish, start, train_slowly
 
-from worldvq.checkpoint import Checkpoints
 from worldvq.errors import StoppedError
-from worldvq.preemption import SIGNALS, StopAtOnce, StopWhenSaved
+from worldvq.training.checkpoints import Checkpoints
+from worldvq.training.signals import SIGNALS, StopAtOnce, StopWhenSaved
 
 SETTINGS = {"steps": 40, "batch_size": 8, "log_every": 5, "save_every": 15, "precision": "no"}
 CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 138}
@@ -101,7 +101,7 @@ TORCHRUN += ["--signals_to_handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
 
 
 def launch(launcher, out, watch):
-    words = [sys.executable, "-m", *launcher, str(Path(__file__).with_name("training.py")), str(out)]
+    words = [sys.executable, "-m", *launcher, str(Path(__file__).parents[1] / "support" / "training.py"), str(out)]
     here = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     with (out / "log").open("wb") as log:
         return subprocess.Popen(

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fault_tools import is_running, shared_memory, wait_until
-from toy_env import ACTIONS, ID, SIZE, check_alignment
+from support.fault_tools import is_running, shared_memory, wait_until
+from support.toy_env import ACTIONS, ID, SIZE, check_alignment
+from worldvq_envs.adapters import make_stream
 
-from envs.adapters import make_stream
-from worldvq.config import EnvConfig, RecordConfig
+from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import EpisodeStore
-from worldvq.data.record import episode_seed, play, record
 from worldvq.errors import RunError, UsageError
+from worldvq.recording.config import RecordConfig
+from worldvq.recording.record import episode_seed, play
+from worldvq.stages.record import record
 
 TIMEOUT = 1.0
 SEED = 1
@@ -140,8 +142,10 @@ def test_an_environment_that_always_fails_at_once_ends_the_recording(tmp_path, d
 
 
 def test_a_policy_that_fails_is_no_fault_of_the_environment(tmp_path, diary):
-    with pytest.raises(UsageError, match=r"episode 0, seed \d+: the policy toy_env:failing failed: StopIteration"):
-        run(tmp_path / "d", toy(diary=str(diary)), policy="toy_env:failing")
+    with pytest.raises(
+        UsageError, match=r"episode 0, seed \d+: the policy support.toy_env:failing failed: StopIteration"
+    ):
+        run(tmp_path / "d", toy(diary=str(diary)), policy="support.toy_env:failing")
     assert EpisodeStore.open(tmp_path / "d").numbers() == []
 
 
@@ -186,7 +190,7 @@ def test_an_environment_that_resets_itself_keeps_its_last_frame(observation, ski
 
 
 def test_an_environment_in_the_autoreset_wrapper(tmp_path, diary):
-    env = toy("toy_env:ToySelfResetting-v0", fail="exit", fail_seed=FAILED, diary=str(diary))
+    env = toy("support.toy_env:ToySelfResetting-v0", fail="exit", fail_seed=FAILED, diary=str(diary))
     check_whole(run(tmp_path / "d", env), 5, {2: 2})
 
 

@@ -6,8 +6,8 @@ import random
 
 import numpy as np
 import pytest
-from fault_tools import hashes
-from training import finish, start, train
+from support.fault_tools import hashes
+from support.training import finish, start, train
 
 STEPS, SAVE = 9, 3
 SETTINGS = {"steps": STEPS, "batch_size": 8, "log_every": 1, "save_every": SAVE, "precision": "no"}

@@ -6,11 +6,11 @@ import signal
 import time
 
 import pytest
-from command_line import run
-from fault_tools import Command, Watch, hashes, launch, only_slow, start_ranks, wait_until
+from support.command_line import run
+from support.fault_tools import Command, Watch, hashes, launch, only_slow, start_ranks, wait_until
 
 from worldvq.data.tokens import TokenStore
-from worldvq.lock import Lock
+from worldvq.files.lock import Lock
 
 
 def arguments(road, out):

@@ -8,12 +8,12 @@ import sys
 
 import numpy as np
 import pytest
-from command_line import run
-from training import Noted, finish, model, start
+from support.command_line import run
+from support.training import Noted, finish, model, start
 
-from worldvq.config import TrainConfig
 from worldvq.errors import UsageError
-from worldvq.losses import tokenizer_loss
+from worldvq.models.losses import tokenizer_loss
+from worldvq.training.config import TrainConfig
 
 SETTINGS = {"steps": 8, "batch_size": 8, "log_every": 2, "save_every": 4, "picture_every": 4, "precision": "no"}
 READ = """
@@ -30,7 +30,7 @@ print(json.dumps([scalars, images]))
 def train_tracked(out, kill_at):
     from pathlib import Path
 
-    from worldvq.train import fit
+    from worldvq.training.fit import fit
 
     def picture(network, step):
         return np.full((6, 10, 3), step, np.uint8)
@@ -72,7 +72,7 @@ def test_an_unknown_tracker_is_refused(tmp_path):
 
 
 def fit_with(tmp_path, tracker):
-    from worldvq.train import fit
+    from worldvq.training.fit import fit
 
     batches = Noted(8, tmp_path / "ids", None)
     fit(model(), tokenizer_loss, batches, TrainConfig(**SETTINGS), tmp_path / "run", summary="test", trackers=[tracker])

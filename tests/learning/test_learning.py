@@ -2,10 +2,11 @@
 
 import torch
 
-from worldvq.config import DynamicsConfig, PriorConfig, QuantizerConfig, TokenizerConfig
-from worldvq.losses import dynamics_loss, tokenizer_loss
+from worldvq.models.config import DynamicsConfig, PriorConfig, TokenizerConfig
 from worldvq.models.dynamics import Dynamics
+from worldvq.models.losses import dynamics_loss, tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
+from worldvq.nn.config import QuantizerConfig
 from worldvq.types import ActionSpace, Clip, TokenClip
 
 

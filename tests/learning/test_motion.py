@@ -3,10 +3,11 @@
 import numpy as np
 import torch
 
-from worldvq.config import QuantizerConfig, TokenizerConfig, TokenizerLossConfig
+from worldvq.evaluation.regions import small_region_recall
+from worldvq.models.config import TokenizerConfig, TokenizerLossConfig
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.regions import small_region_recall
-from worldvq.tokenizer_losses import make_tokenizer_loss
+from worldvq.models.tokenizer_losses import make_tokenizer_loss
+from worldvq.nn.config import QuantizerConfig
 from worldvq.types import Clip, frames_from_model, frames_to_model
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worldvq.config import DynamicsConfig, PriorConfig
+from worldvq.models.config import DynamicsConfig, PriorConfig
 from worldvq.models.dynamics import Dynamics
 from worldvq.types import ActionSpace
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldvq.config import QuantizerConfig
+from worldvq.nn.config import QuantizerConfig
 from worldvq.nn.quantizer import make_quantizer
 
 levels_of_dimensions = st.lists(st.integers(3, 9), min_size=1, max_size=4)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldvq.config import PriorConfig
-from worldvq.models.pixelcnn import PixelCNN
+from worldvq.models.config import PriorConfig
+from worldvq.models.priors.pixelcnn import PixelCNN
 
 NUM_CODES = 7
 

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldvq.config import OptimizerConfig, QuantizerConfig
 from worldvq.nn.codebook import k_means, rotation
+from worldvq.nn.config import QuantizerConfig
 from worldvq.nn.quantizer import make_quantizer
-from worldvq.optimizers import make_optimizer
+from worldvq.training.config import OptimizerConfig
+from worldvq.training.optimizers import make_optimizer
 
 
 def make(num_codes=8, code_dim=3, **options):

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldvq.config import PriorConfig, SamplingConfig
-from worldvq.models.dynamics import make_prior
+from worldvq.models.config import PriorConfig, SamplingConfig
+from worldvq.models.priors import make_prior
 from worldvq.models.sampling import (
     Drafts,
     Pace,

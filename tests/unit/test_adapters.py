@@ -10,11 +10,11 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from toy_env import ACTIONS, ID, SIZE, decode
+from support.toy_env import ACTIONS, ID, SIZE, decode
+from worldvq_envs.adapters import fit_frame, make_stream
+from worldvq_envs.families import find_world
 
-from envs.adapters import fit_frame, make_stream
-from envs.worlds import find_world
-from worldvq.config import EnvConfig
+from worldvq.config.env import EnvConfig
 from worldvq.errors import UsageError
 from worldvq.types import ActionSpace
 
@@ -176,7 +176,7 @@ def test_max_steps_truncates_and_counts_skipped_steps():
         ({"id": "CarRacng-v3"}, ["'CarRacng-v3'", "did you mean 'CarRacing-v3'", "env.id"]),
         ({"id": "CarRacing-v99"}, ["'CarRacing-v99'", "env.id"]),
         ({"id": "nowhere_at_all:Toy-v0"}, ["'nowhere_at_all:Toy-v0'", "No module named"]),
-        ({"lenght": 3}, ["'toy_env:Toy-v0'", "{'lenght': 3}", "unexpected keyword"]),
+        ({"lenght": 3}, ["'support.toy_env:Toy-v0'", "{'lenght': 3}", "unexpected keyword"]),
         ({"observation": "blind"}, ["Box(-inf, inf, (3,)", "['ansi']", "rgb_array", "env.observation_key"]),
         ({"observation": "vector", "render_mode": "ansi"}, ["Box(-inf, inf, (3,)", "rgb_array", "env.kwargs"]),
         ({"observation": "two"}, ["['left', 'right']", "set env.observation_key"]),

@@ -3,11 +3,13 @@
 import gymnasium
 import numpy as np
 import pytest
-from toy_env import ID, SIZE
+from support.toy_env import ID, SIZE
 
-from worldvq.config import EnvConfig, RecordConfig
-from worldvq.data.record import episode_seed, record
+from worldvq.config.env import EnvConfig
 from worldvq.errors import UsageError
+from worldvq.recording.config import RecordConfig
+from worldvq.recording.record import episode_seed
+from worldvq.stages.record import record
 
 stable_baselines3 = pytest.importorskip("stable_baselines3")
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldvq.config import EnvConfig
+from worldvq.config.env import EnvConfig
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.data.tokens import TokenMeta, TokenStore

@@ -1,23 +1,16 @@
 import pytest
 
-from worldvq.config import (
-    EnvConfig,
-    ExperimentConfig,
-    TokenizerConfig,
-    build,
-    dump_yaml,
-    find_config,
-    load_config,
-    override,
-    parse_yaml,
-)
+from worldvq.config.env import EnvConfig
+from worldvq.config.yaml_loading import build, dump_yaml, parse_yaml
 from worldvq.errors import UsageError
+from worldvq.models.config import TokenizerConfig
+from worldvq.stages.experiment import ExperimentConfig, find_config, load_config, override
 
 
 @pytest.mark.parametrize("name", ["maze", "doom", "tiny"])
 def test_shipped_configs_load_and_survive_a_round_trip(name):
     config = load_config(name)
-    assert build(ExperimentConfig, parse_yaml(dump_yaml(config), "dump"), "dump") == config
+    assert build(ExperimentConfig, parse_yaml(dump_yaml(config.model_dump(mode="json")), "dump"), "dump") == config
 
 
 @pytest.mark.parametrize(
@@ -100,7 +93,7 @@ def test_frame_sizes_must_divide_and_agree():
 
 def test_text_that_looks_like_a_number_survives_a_round_trip():
     config = EnvConfig(id="1e5", kwargs={"a": "12_000", "b": 0.5, "c": 1e-7, "d": "true", "e": ["0"] * 2})
-    assert build(EnvConfig, parse_yaml(dump_yaml(config), "dump"), "dump") == config
+    assert build(EnvConfig, parse_yaml(dump_yaml(config.model_dump(mode="json")), "dump"), "dump") == config
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: \x00", None])

@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from worldvq.config import OptimizerConfig, QuantizerConfig, TokenizerConfig
+from worldvq.models.config import TokenizerConfig
 from worldvq.models.tokenizer import Tokenizer
+from worldvq.nn.config import QuantizerConfig
 from worldvq.nn.conv import Convolution, down, up
-from worldvq.optimizers import make_optimizer
+from worldvq.training.config import OptimizerConfig
+from worldvq.training.optimizers import make_optimizer
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])

@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from worldvq.config import EnvConfig
+from worldvq.config.env import EnvConfig
 from worldvq.data import compression
 from worldvq.data.episodes import DatasetMeta, EpisodeStore, write_episode
 from worldvq.errors import CorruptFileError, RunError, UsageError
-from worldvq.reading import seal
+from worldvq.files.reading import seal
 from worldvq.types import ActionSpace, Episode
 
 SPACES = {

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from worldvq import metrics
-from worldvq.config import EnvConfig, EvaluateConfig
+from worldvq.config.env import EnvConfig
 from worldvq.data.clips import heldout_clips, read_clips
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.errors import UsageError
-from worldvq.evaluate import _derangement, evaluate
-from worldvq.scores import YARDSTICKS
+from worldvq.evaluation import metrics
+from worldvq.evaluation.config import EvaluateConfig
+from worldvq.evaluation.protocol import _derangement, evaluate
+from worldvq.evaluation.summary import YARDSTICKS
 from worldvq.types import ActionSpace, Episode
 
 SPACE = ActionSpace("discrete", nvec=(3,), names=("left", "stay", "right"))

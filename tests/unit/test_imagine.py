@@ -9,15 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from worldvq.config import DynamicsConfig, EnvConfig, PriorConfig, QuantizerConfig, TokenizerConfig
+from worldvq.config.env import EnvConfig
 from worldvq.data.clips import heldout_clips
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.errors import CorruptFileError, RunError, UsageError
-from worldvq.imagine import find_action, imagine, read_actions
+from worldvq.models.config import DynamicsConfig, PriorConfig, TokenizerConfig
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.models.world import WorldModel
+from worldvq.nn.config import QuantizerConfig
+from worldvq.stages.imagine import imagine
 from worldvq.types import ActionSpace, Episode
+from worldvq.world.actions import find_action, read_actions
+from worldvq.world.model import WorldModel
 
 NAMED = ActionSpace("discrete", nvec=(4,), names=("noop", "MOVE_FORWARD", "TURN_LEFT", "TURN_RIGHT"))
 PLAIN = ActionSpace("discrete", nvec=(4,))
@@ -232,7 +235,7 @@ def test_chosen_actions_need_no_more_than_a_context(folders, tmp_path):
 
 def test_the_rollout_is_of_the_heldout_clips(folders, tmp_path, monkeypatch):
     shown = {}
-    monkeypatch.setattr("worldvq.imagine.save_rollout", lambda *given: shown.update(enumerate(given)) or ())
+    monkeypatch.setattr("worldvq.stages.imagine.save_rollout", lambda *given: shown.update(enumerate(given)) or ())
     run(folders, tmp_path / "rollout.mp4")
     real, taken = shown[1], shown[4]
     with EpisodeStore.open(folders / "data") as store:

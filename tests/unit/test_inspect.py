@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from worldvq.config import EnvConfig
+from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.data.inspect import info, open_store, preview
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import UsageError
-from worldvq.render import probe_video
+from worldvq.media.pictures import probe_video
 from worldvq.types import ActionSpace, Episode
 
 

@@ -9,12 +9,12 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worldvq_envs.maze.env import MazeEnv, MazeVectorEnv
+from worldvq_envs.maze.layout import make_layout
+from worldvq_envs.maze.render import FIELD_OF_VIEW, OBJECT_RADIUS, Renderer, Scene
+from worldvq_envs.maze.rules import ACTION_NAMES, AGENT_RADIUS, STEP
+from worldvq_envs.maze.textures import OBJECT_COLOURS, TEXELS
 
-from envs.maze import MazeEnv, MazeVectorEnv
-from envs.maze_layout import make_layout
-from envs.maze_render import FIELD_OF_VIEW, OBJECT_RADIUS, Renderer, Scene
-from envs.maze_textures import OBJECT_COLOURS, TEXELS
-from envs.maze_world import ACTION_NAMES, AGENT_RADIUS, STEP
 from worldvq.errors import UsageError
 from worldvq.registration import register_envs
 
@@ -416,7 +416,7 @@ def test_wrong_calls_are_refused_in_words():
 
 def test_textures_repeat_without_a_seam():
     """Along u a pattern must continue in the next cell: the step over the border is no larger than inside."""
-    from envs.maze_textures import BLUR_WIDTHS, patterns
+    from worldvq_envs.maze.textures import BLUR_WIDTHS, patterns
 
     stack = patterns().reshape(-1, len(BLUR_WIDTHS), TEXELS, TEXELS).astype(int)
     for level in range(1, len(BLUR_WIDTHS)):

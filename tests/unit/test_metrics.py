@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from worldvq import metrics
 from worldvq.errors import UsageError
+from worldvq.evaluation import metrics
 
 
 def pair(num_images=5, height=24, width=37, seed=0):

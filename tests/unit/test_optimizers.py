@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from worldvq.checkpoint import Checkpoints
-from worldvq.config import OptimizerConfig
-from worldvq.optimizers import make_optimizer
+from worldvq.training.checkpoints import Checkpoints
+from worldvq.training.config import OptimizerConfig
+from worldvq.training.optimizers import make_optimizer
 
 
 class Model(nn.Module):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from worldvq.data.sharing import Processes, is_first_process, local_device
 from worldvq.errors import UsageError
-from worldvq.processes import Processes, is_first_process, local_device
 
 
 def test_alone(monkeypatch):

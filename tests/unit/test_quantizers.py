@@ -7,12 +7,16 @@ import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
-from worldvq.config import ExperimentConfig, OptimizerConfig, QuantizerConfig, TokenizerConfig, build
+from worldvq.config.yaml_loading import build
 from worldvq.errors import UsageError
-from worldvq.losses import tokenizer_loss
+from worldvq.models.config import TokenizerConfig
+from worldvq.models.losses import tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
+from worldvq.nn.config import QuantizerConfig
 from worldvq.nn.quantizer import FiniteScalarQuantizer, make_quantizer
-from worldvq.optimizers import make_optimizer
+from worldvq.stages.experiment import ExperimentConfig
+from worldvq.training.config import OptimizerConfig
+from worldvq.training.optimizers import make_optimizer
 from worldvq.types import Clip
 
 VARIANTS = [

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_env import ACTIONS, ID, SIZE, check_alignment
+from support.toy_env import ACTIONS, ID, SIZE, check_alignment
+from worldvq_envs.adapters import make_stream
 
-from envs.adapters import make_stream
-from worldvq.config import EnvConfig, RecordConfig
+from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import EpisodeStore
-from worldvq.data.policies import check_action, make_policy, random_action
-from worldvq.data.record import episode_seed, play, record
 from worldvq.errors import RunError, UsageError
+from worldvq.recording.config import RecordConfig
+from worldvq.recording.policies import check_action, make_policy, random_action
+from worldvq.recording.record import episode_seed, play
+from worldvq.stages.record import record
 from worldvq.types import ActionSpace
 
 
@@ -157,13 +159,13 @@ def test_another_dataset_is_not_continued(reference, env, changes, words):
 def test_enough_frames_are_enough_and_workers_close_what_they_opened(tmp_path):
     (tmp_path / "diary").mkdir()
     env = toy(length=9, diary=str(tmp_path / "diary"))
-    store = run(tmp_path / "d", env, frames=31, policy="toy_env:always_two")
+    store = run(tmp_path / "d", env, frames=31, policy="support.toy_env:always_two")
     assert [entry.num_frames for entry in store.entries] == [10, 10, 10, 10]  # 30 are not enough
     assert set(files(tmp_path / "d")) == {Path(entry.file).name for entry in store.entries}
     assert all((store.read(number).actions == 2).all() for number in store.numbers())
     begun, closed = ({f.name.split("-")[1] for f in (tmp_path / "diary").glob(f"{w}-*")} for w in ("begun", "closed"))
     assert begun == closed and len(begun) == 1  # the worker that looked first went on to play
-    again = run(tmp_path / "d", env, frames=40, policy="toy_env:always_two")
+    again = run(tmp_path / "d", env, frames=40, policy="support.toy_env:always_two")
     assert len(again) == 4
 
 
@@ -182,7 +184,7 @@ def check_what_is_left(out: Path, numbers: list[int]) -> EpisodeStore:
 def test_a_disk_that_fails_stops_everything(tmp_path, monkeypatch):
     """Of the disk, not of an environment: there is nothing to replace."""
     monkeypatch.setattr(
-        "worldvq.data.record.write_episode", lambda *_: (_ for _ in ()).throw(RunError("the disk is full"))
+        "worldvq.recording.record.write_episode", lambda *_: (_ for _ in ()).throw(RunError("the disk is full"))
     )
     with pytest.raises(RunError, match="the disk is full"):
         run(tmp_path / "d", toy(fail="raise", fail_seed=episode_seed(1, 1)), episodes=4, seed=1)
@@ -191,7 +193,7 @@ def test_a_disk_that_fails_stops_everything(tmp_path, monkeypatch):
 
 def test_a_policy_that_returns_no_action_later_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"episode 0, seed \d+: the policy returned 7, .* discrete \(5,\)$"):
-        run(tmp_path / "d", toy(), episodes=2, policy="toy_env:seven_later")
+        run(tmp_path / "d", toy(), episodes=2, policy="support.toy_env:seven_later")
     check_what_is_left(tmp_path / "d", [])
 
 
@@ -205,9 +207,9 @@ def test_a_policy_that_returns_no_action_later_is_named(tmp_path):
         (toy(fail="raise", fail_at="reset"), {}, "cannot begin an episode: OSError: the physics exploded"),
         (toy(), {"policy": "clever"}, "unknown policy 'clever'"),
         (toy(), {"policy": "agent.zip"}, "no such file: agent.zip"),
-        (toy(), {"policy": "toy_env:absent"}, "'toy_env:absent' cannot be imported"),
-        (toy(), {"policy": "toy_env:seven"}, "the policy returned 7, which is no action of discrete (5,)"),
-        (toy(), {"policy": "toy_env:decode"}, "with the policy toy_env:decode cannot begin an episode"),
+        (toy(), {"policy": "support.toy_env:absent"}, "'support.toy_env:absent' cannot be imported"),
+        (toy(), {"policy": "support.toy_env:seven"}, "the policy returned 7, which is no action of discrete (5,)"),
+        (toy(), {"policy": "support.toy_env:decode"}, "with the policy support.toy_env:decode cannot begin an episode"),
         (toy(), {"episodes": None}, "set record.frames or record.episodes"),
     ],
 )

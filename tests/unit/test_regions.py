@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from worldvq import regions
 from worldvq.errors import UsageError
-from worldvq.regions import small_region_recall
+from worldvq.evaluation import regions
+from worldvq.evaluation.regions import small_region_recall
 
 
 def flood(mask):

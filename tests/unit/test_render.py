@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worldvq import render
 from worldvq.errors import RunError, UsageError
+from worldvq.media import render
+from worldvq.media.videos import probe_video, write_video
 from worldvq.types import ActionSpace
-from worldvq.video import probe_video, write_video
 
 FORWARD_TURN = ActionSpace("discrete", nvec=(2,), names=("forward", "turn"))
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worldvq.config import EnvConfig
+from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
+from worldvq.data.shard import Shard
 from worldvq.data.shards import merge_shards, shard_indexes
 from worldvq.errors import CorruptFileError, RunError, UsageError
-from worldvq.shard import Shard
 from worldvq.types import ActionSpace, Episode
 
 META = DatasetMeta(

@@ -8,31 +8,27 @@ import pytest
 import torch
 from torch import nn
 
-from worldvq.checkpoint import hash_module
-from worldvq.config import (
-    EnvConfig,
-    ExperimentConfig,
-    QuantizerConfig,
-    TokenizerConfig,
-    TokenizerLossConfig,
-    TrainConfig,
-    load_config,
-)
+from worldvq.config.env import EnvConfig
 from worldvq.data.clips import ClipSampler
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.errors import UsageError
-from worldvq.losses import tokenizer_loss
+from worldvq.evaluation.regions import CHANGE
+from worldvq.files.weights import hash_module
+from worldvq.models.config import TokenizerConfig, TokenizerLossConfig
 from worldvq.models.loading import load_tokenizer
+from worldvq.models.losses import tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.pipeline import train_tokenizer
-from worldvq.regions import CHANGE
-from worldvq.tokenizer_losses import (
+from worldvq.models.tokenizer_losses import (
     AdversarialTokenizer,
     TokenizerLoss,
     hinge,
     make_tokenizer_loss,
     motion_error,
 )
+from worldvq.nn.config import QuantizerConfig
+from worldvq.stages.experiment import ExperimentConfig, load_config
+from worldvq.stages.tokenizer import train_tokenizer
+from worldvq.training.config import TrainConfig
 from worldvq.types import ActionSpace, Clip, Episode, frames_to_model
 
 SMALL = TokenizerConfig(
@@ -177,7 +173,7 @@ class Distance(nn.Module):
 
 def test_the_perceptual_term_moves_the_tokenizer_but_not_its_network(monkeypatch):
     network = Distance()
-    monkeypatch.setattr("worldvq.tokenizer_losses.load_lpips", lambda: network)
+    monkeypatch.setattr("worldvq.models.tokenizer_losses.load_lpips", lambda: network)
     base = tokenizer()
     model, loss_function = make_tokenizer_loss(base, TokenizerLossConfig(perceptual=0.5))
     assert model is base
@@ -263,7 +259,7 @@ def record_clips(path, episodes=6):
 
 
 def test_all_terms_train_resume_and_leave_a_plain_tokenizer(tmp_path, monkeypatch):
-    monkeypatch.setattr("worldvq.tokenizer_losses.load_lpips", Distance)
+    monkeypatch.setattr("worldvq.models.tokenizer_losses.load_lpips", Distance)
     data = record_clips(tmp_path / "data")
     training = TrainConfig(steps=6, batch_size=4, clip_frames=2, log_every=2, save_every=2, picture_every=3)
     config = ExperimentConfig(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from worldvq.config import EnvConfig
+from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import DatasetMeta
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import CorruptFileError, RunError, UsageError

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from worldvq.checkpoint import Checkpoints, hash_module, load_module, read_tensors, save_module
-from worldvq.config import OptimizerConfig, QuantizerConfig, TokenizerConfig, TrainConfig
 from worldvq.errors import CorruptFileError, RunError, UsageError
-from worldvq.losses import tokenizer_loss
+from worldvq.files.weights import hash_module, load_module, read_tensors, save_module
+from worldvq.models.config import TokenizerConfig
+from worldvq.models.losses import tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.ranks import resolve_precision
-from worldvq.train import fit, learning_rate
+from worldvq.nn.config import QuantizerConfig
+from worldvq.training.checkpoints import Checkpoints
+from worldvq.training.config import OptimizerConfig, TrainConfig
+from worldvq.training.fit import fit, learning_rate
+from worldvq.training.processes import resolve_precision
 from worldvq.types import Clip
 
 SMALL = TokenizerConfig(
@@ -161,7 +164,7 @@ def test_the_schedule_warms_up_holds_and_falls_to_zero():
 
 def test_two_processes_train_as_one(tmp_path):
     """Same global batches, codebook statistics summed over processes: equal within float tolerance."""
-    script = Path(__file__).resolve().parents[1] / "two_processes.py"
+    script = Path(__file__).resolve().parents[1] / "support" / "two_processes.py"
     outcomes = []
     for processes in (1, 2):
         out = tmp_path / str(processes)

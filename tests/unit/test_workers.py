@@ -11,16 +11,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fault_tools import is_running, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_env import ID, SIZE
+from support.fault_tools import is_running, wait_until
+from support.toy_env import ID, SIZE
 
-from worldvq.config import EnvConfig, RecordConfig
-from worldvq.data import janitor
-from worldvq.data.files import IndexEntry
-from worldvq.data.spool import Ending, Phase, Spool
-from worldvq.data.workers import Failure, Job, Pool
+from worldvq.config.env import EnvConfig
+from worldvq.data.episode_files import IndexEntry
+from worldvq.recording import janitor
+from worldvq.recording.config import RecordConfig
+from worldvq.recording.spool import Ending, Phase, Spool
+from worldvq.recording.workers import Failure, Job, Pool
 from worldvq.types import ActionSpace
 
 SPACES = [
@@ -89,7 +90,7 @@ def test_an_episode_that_was_over_is_not_taken_for_interrupted(tmp_path):
 @pytest.fixture
 def pool(tmp_path):
     config = RecordConfig(frames=None, episodes=4, policy="random", timeout=5.0)
-    pool = Pool("envs.adapters:make_stream", EnvConfig(id=ID, size=SIZE), config, tmp_path)
+    pool = Pool("worldvq_envs.adapters:make_stream", EnvConfig(id=ID, size=SIZE), config, tmp_path)
     pool.probe()
     yield pool
     pool.close()

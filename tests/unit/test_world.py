@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from worldvq.config import DynamicsConfig, PriorConfig, QuantizerConfig, TokenizerConfig
 from worldvq.errors import CorruptFileError, RunError, UsageError
+from worldvq.files.reading import read_sealed, seal
+from worldvq.models.config import DynamicsConfig, PriorConfig, TokenizerConfig
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import load_tokenizer, save_tokenizer
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.models.world import WorldModel, resolve_device
-from worldvq.reading import read_sealed, seal
+from worldvq.nn.config import QuantizerConfig
 from worldvq.types import ActionSpace, TokenClip
+from worldvq.world.engine import resolve_device
+from worldvq.world.model import WorldModel
 
 SPACES = {
     "discrete": ActionSpace("discrete", nvec=(3,), names=("left", "stay", "right")),
@@ -277,7 +279,7 @@ def test_a_world_stays_as_it_was_where_another_finds_no_space(world, saved, monk
         if len(calls) == 3:
             raise RunError(f"{path}: the disk is full")
 
-    monkeypatch.setattr("worldvq.atomic.check_space", full)
+    monkeypatch.setattr("worldvq.files.atomic.check_space", full)
     with pytest.raises(RunError, match=r"world\.json: the disk is full"):
         world.save(saved)
     assert {path: path.read_bytes() for path in saved.iterdir()} == before

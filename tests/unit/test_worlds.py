@@ -13,14 +13,17 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from worldvq_envs.adapters import make_stream
 
-from envs.adapters import make_stream
-from worldvq.config import EnvConfig, ExperimentConfig, load_config
+from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import EpisodeStore
-from worldvq.data.record import record
-from worldvq.models.world import WorldModel
-from worldvq.pipeline import tokenize, train_dynamics, train_tokenizer
+from worldvq.stages.dynamics import train_dynamics
+from worldvq.stages.experiment import ExperimentConfig, load_config
+from worldvq.stages.record import record
+from worldvq.stages.tokenizer import train_tokenizer
+from worldvq.stages.tokens import tokenize
 from worldvq.types import ActionSpace
+from worldvq.world.model import WorldModel
 
 WORLDS = {
     "my_way_home": (
@@ -114,7 +117,7 @@ def test_the_whole_road(tmp_path, monkeypatch, name):
     data, tokens, tokenizer, dynamics, world = (
         tmp_path / part for part in ("data", "tokens", "tokenizer", "dynamics", "world")
     )
-    with record(config.env, config.record, data, stream="envs.adapters:make_stream", progress=False) as store:
+    with record(config.env, config.record, data, progress=False) as store:
         check_frames(store, config.env)
         assert store.action_space == action_space
     assert not list((tmp_path / "here").iterdir()), "the environment litters the working directory"

@@ -1,1 +1,1 @@
-"""Part of worldvq; see docs/architecture.md."""
+"""Stores of episodes and tokens, shards and clips. See docs/architecture.md."""

@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import field_validator
 
-from worldvq.config import EnvConfig, NonNegativeInt, PositiveInt, Side
+from worldvq.config.env import EnvConfig
+from worldvq.config.fields import NonNegativeInt, PositiveInt, Side
 from worldvq.data.compression import check_chunks, check_decodes, decode_frames, encode_frames, require_zstandard
-from worldvq.data.files import (
+from worldvq.data.episode_files import (
     IndexEntry,
     Record,
     SafetensorsFile,

@@ -107,7 +107,7 @@ def preview(path: str | Path, out: str | Path) -> list[Path]:
         UsageError: The folder holds no dataset, or an empty one.
         RunError: A file is broken, or one cannot be written.
     """
-    from worldvq.render import draw_label, grid, save_png, write_video  # drawing is needed nowhere else in data
+    from worldvq.media.pictures import draw_label, grid, save_png, write_video  # drawing is needed nowhere else in data
 
     store, out = EpisodeStore.open(path), Path(out)
     if not len(store):

@@ -1,7 +1,7 @@
 """Several writers of one store, each of its own episodes, and the merging of what they listed.
 
-A :class:`~worldvq.shard.Shard` writes the files of its episodes beside those of the others and lists them in an index
-of its own; merging rewrites nothing but the index. So recording scales over machines without a coordinator.
+A :class:`~worldvq.data.shard.Shard` writes the files of its episodes beside those of the others and lists them in an
+index of its own; merging rewrites nothing but the index. So recording scales over machines without a coordinator.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from worldvq.atomic import disk_errors, write_atomic
-from worldvq.data.files import IndexEntry, read_index
+from worldvq.data.episode_files import IndexEntry, read_index
+from worldvq.data.shard import INDEX, Shard
 from worldvq.errors import CorruptFileError, UsageError
-from worldvq.lock import Lock
-from worldvq.shard import INDEX, Shard
+from worldvq.files.atomic import disk_errors, write_atomic
+from worldvq.files.lock import Lock
 
 _INDEX_OF_SHARD = re.compile(r"index\.(\d+)-of-(\d+)\.jsonl")
 

@@ -14,14 +14,14 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel
 
-from worldvq.atomic import disk_errors, sync_folder, write_atomic
-from worldvq.data.files import IndexEntry, check_hash, load_json, mend_index, read_index, refuse_links
+from worldvq.data.episode_files import IndexEntry, check_hash, load_json, mend_index, read_index, refuse_links
+from worldvq.data.shard import INDEX, Shard
 from worldvq.data.shards import merge_shards, shard_indexes
-from worldvq.differences import differences, join
 from worldvq.errors import CorruptFileError, UsageError
-from worldvq.lock import Lock
-from worldvq.reading import read_bounded, seal
-from worldvq.shard import INDEX, Shard
+from worldvq.files.atomic import disk_errors, sync_folder, write_atomic
+from worldvq.files.differences import differences, join
+from worldvq.files.lock import Lock
+from worldvq.files.reading import read_bounded, seal
 from worldvq.types import ActionSpace
 
 Split = Literal["train", "heldout", "all"]

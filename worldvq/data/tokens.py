@@ -9,9 +9,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from worldvq.config import Side
-from worldvq.data.episodes import DatasetMeta
-from worldvq.data.files import (
+from worldvq.config.fields import Side
+from worldvq.data.episode_files import (
     IndexEntry,
     Record,
     SafetensorsFile,
@@ -21,6 +20,7 @@ from worldvq.data.files import (
     map_file,
     write_tensors,
 )
+from worldvq.data.episodes import DatasetMeta
 from worldvq.data.store import Store
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.types import ActionSpace, Episode

@@ -1,1 +1,1 @@
-"""Part of worldvq; see docs/architecture.md."""
+"""Tokenizer, dynamics, sampling, losses. See docs/architecture.md."""

@@ -7,10 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldvq.config import DynamicsConfig, PriorConfig
-from worldvq.models.pixelcnn import PixelCNN
-from worldvq.models.prior import Prior
-from worldvq.models.transformer import TransformerPrior
+from worldvq.models.config import DynamicsConfig
+from worldvq.models.priors import make_prior
 from worldvq.nn.attention import Attention, FeedForward, RingCache, grid_angles, ring_ages, rotary_angles
 from worldvq.types import ActionSpace
 
@@ -199,12 +197,6 @@ class Dynamics(nn.Module):
             x = x + block.feed_forward(x)
         state.step += 1
         return self._output(x[:, None])
-
-
-def make_prior(config: PriorConfig, grid: tuple[int, int], num_codes: int, context_dim: int = 0) -> Prior:
-    """Return the prior of a config, with random weights."""
-    kinds: dict[str, type[Prior]] = {"transformer": TransformerPrior, "pixelcnn": PixelCNN}
-    return kinds[config.kind](config, grid, num_codes, context_dim)  # type: ignore[call-arg]
 
 
 def _initialize(dynamics: Dynamics) -> None:

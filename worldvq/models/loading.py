@@ -9,12 +9,13 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from worldvq.atomic import write_together
-from worldvq.checkpoint import check_header, hash_module, load_module, module_bytes
-from worldvq.config import DynamicsConfig, TokenizerConfig, build
+from worldvq.config.yaml_loading import build
 from worldvq.errors import CorruptFileError, UsageError
+from worldvq.files.atomic import write_together
+from worldvq.files.reading import read_sealed, seal
+from worldvq.files.weights import check_header, hash_module, load_module, module_bytes
+from worldvq.models.config import DynamicsConfig, TokenizerConfig
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.reading import read_sealed, seal
 from worldvq.types import ActionSpace
 
 M = TypeVar("M", bound=nn.Module)

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldvq.config import SamplingConfig
-from worldvq.models.prior import GridCache, Prior
+from worldvq.models.config import SamplingConfig
+from worldvq.models.priors.contract import GridCache, Prior
 
 
 class Drawn(NamedTuple):

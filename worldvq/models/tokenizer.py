@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldvq.config import TokenizerConfig
+from worldvq.models.config import TokenizerConfig
 from worldvq.nn.conv import Convolution, ResidualBlock, down, up
 from worldvq.nn.quantizer import make_quantizer
 

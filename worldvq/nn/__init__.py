@@ -1,1 +1,1 @@
-"""Part of worldvq; see docs/architecture.md."""
+"""Parts that know no task. See docs/architecture.md."""

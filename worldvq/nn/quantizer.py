@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldvq.config import QuantizerConfig
 from worldvq.nn.codebook import (
     count_and_sum,
     draw_rows,
@@ -19,6 +18,7 @@ from worldvq.nn.codebook import (
     rotation,
     straight_through,
 )
+from worldvq.nn.config import QuantizerConfig
 
 KMEANS_ITERATIONS = 10
 

@@ -1,0 +1,224 @@
+"""The command line: the whole road on the tiny config, every verb alone, and every mistake in one line."""
+
+import hashlib
+import html.parser
+import json
+import math
+import re
+import shutil
+import subprocess
+import time
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from support.command_line import run, spawn
+
+from worldvq.config.env import EnvConfig
+from worldvq.data.episodes import DatasetMeta, EpisodeStore
+from worldvq.types import ActionSpace, Episode
+from worldvq.world.model import WorldModel
+
+
+def succeed(*arguments, how=run):
+    result = how(*arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def probe(path):
+    """Number of frames, codec and pixel format, by ffmpeg decoding the video to its end."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-xerror", "-i", str(path), "-fps_mode", "passthrough"]
+    result = subprocess.run([*command, "-f", "framemd5", "-"], capture_output=True, text=True, check=True)
+    codec, pixels = re.search(r"Stream #0:0.*?: Video: (\w+).*?, (\w+)", result.stderr).groups()
+    return sum(line[:1] != "#" for line in result.stdout.splitlines()), codec, pixels
+
+
+def open_picture(path):
+    with Image.open(path) as picture:
+        picture.load()
+        assert picture.format == "PNG" and np.asarray(picture).std() > 1
+    return path
+
+
+def hashes(folder, *names):
+    paths = sorted(path for name in names for path in (folder / name).rglob("*") if path.is_file())
+    assert paths
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.name != ".lock"}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """What `worldvq demo --config tiny` leaves."""
+    out = tmp_path_factory.mktemp("road") / "demo"
+    assert "reconstruction" in succeed("demo", "--config", "tiny", "--out", out, how=spawn)
+    return out
+
+
+@pytest.fixture(scope="module")
+def verbs(tmp_path_factory):
+    """The same road, verb by verb and smaller; the first four verbs."""
+    root = tmp_path_factory.mktemp("verbs")
+    short = ["tokenizer_training.steps=4", "dynamics_training.steps=2", "evaluate.context=2", "evaluate.horizon=3"]
+    few = ["--frames", 400, "--workers", 1, "--seed", 3, "env.max_steps=60"]
+    assert "7 episodes, 427 frames" in succeed(
+        "record", "worldvq/Maze-v0", "--config", "tiny", "--out", root / "data", *few
+    )
+    tokenizer = ["--data", root / "data", "--out", root / "tokenizer"]
+    assert "device cpu" in succeed("train", "tokenizer", "--config", "tiny", *tokenizer, *short)
+    tokens = ["--tokenizer", root / "tokenizer", "--data", root / "data", "--out", root / "tokens"]
+    assert "tokens of 7 episodes" in succeed("tokenize", *tokens, "--device", "cpu")
+    dynamics = ["--tokens", root / "tokens", "--tokenizer", root / "tokenizer", "--out", root / "dynamics"]
+    assert str(root / "world") in succeed("train", "dynamics", "--config", "tiny", *dynamics, *short)
+    return root
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """Datasets that the worlds above cannot take: frames of another size, and other actions."""
+    root = tmp_path_factory.mktemp("foreign")
+    for name, size, num_actions in (("size", 32, 7), ("actions", 64, 5)):
+        space = ActionSpace("discrete", nvec=(num_actions,))
+        meta = DatasetMeta(
+            env=EnvConfig(size=(size, size)), action_space=space.to_json(), frame_size=(size, size), policy="held"
+        )
+        with EpisodeStore.create(root / name, meta) as store:
+            for number in range(10):
+                frames = np.full((12, size, size, 3), number, np.uint8)
+                actions, rewards = np.zeros(11, np.int64), np.zeros(11, np.float32)
+                store.commit(number, Episode(frames, actions, rewards, terminated=False, truncated=True))
+    return root
+
+
+def test_every_promised_file_is_there_and_opens(demo):
+    with EpisodeStore.open(demo / "data") as store:
+        assert store.verify() == [] and 1500 <= store.num_frames < 1500 + 121
+    for name, steps in (("tokenizer", 40), ("dynamics", 20)):
+        config = yaml.safe_load((demo / name / "config.yaml").read_text())
+        more = {"tokenizer_loss"} if name == "tokenizer" else set()
+        assert set(config) == {name, f"{name}_training"} | more and config[f"{name}_training"]["steps"] == steps
+        rows = [json.loads(line) for line in (demo / name / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == list(range(10, steps + 1, 10))
+        assert all(math.isfinite(row["loss"]) for row in rows)
+        checkpoint = demo / name / "checkpoints" / f"step_{steps:08d}"
+        assert {file.name for file in checkpoint.iterdir()} >= {"model.safetensors", "manifest.json"}
+        assert open_picture(demo / name / "pictures" / f"{steps:08d}.png")
+    world = WorldModel.load(demo / "world", "cpu")
+    assert world.frame_size == (64, 64) and world.action_space.names[1] == "forward"
+    assert open_picture(demo / "rollout.png")
+    assert not [path for path in demo.rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_the_report_has_its_keys(demo):
+    report = json.loads((demo / "report" / "report.json").read_text())
+    for key in ("psnr", "ssim"):
+        for name in ("imagined", "reconstruction", "copy_last", "shuffled_actions"):
+            assert len(report[key][name]["mean"]) == 4 and np.shape(report[key][name]["ci95"]) == (4, 2)
+            assert np.isfinite(report[key][name]["mean"]).all()
+    assert (report["num_clips"], report["context"], report["horizon"]) == (8, 4, 4)
+    assert 0 < report["nats_per_token"] < 3 * math.log(64)
+    assert report["bits_per_frame"] == pytest.approx(report["nats_per_token"] * 64 / math.log(2))
+    assert 1 <= report["perplexity"] <= 64 and report["seconds"] > 0
+    assert {"worldvq", "torch", "python"} <= set(report["versions"]) and report["seeds"]["clips"] == 0
+
+
+def test_the_page_needs_no_other_file(demo):
+    page, links = (demo / "report" / "index.html").read_text(), []
+
+    class Parser(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            links.extend(value for name, value in attrs if name in ("src", "href", "poster", "srcset"))
+
+    Parser().feed(page)
+    assert links and all(link.startswith(("data:", "#")) for link in links)
+    assert not re.search(r"https?://|url\((?!data:)|@import|<link|<script[^>]+src", page)
+
+
+@pytest.mark.parametrize("path", ["rollout.mp4", "report/rollout.mp4"])
+def test_the_video_plays_everywhere_and_is_as_long_as_asked(demo, path):
+    assert probe(demo / path) == (8, "h264", "yuv420p")
+
+
+def test_running_again_does_nothing_anew(demo):
+    parts = ("data", "tokenizer", "tokens", "dynamics", "world", "report")
+    before = hashes(demo, *parts)
+    slow = ("data/episodes", "tokens/episodes", "tokenizer/checkpoints", "dynamics/checkpoints", "report")
+    times = {path: path.stat().st_mtime_ns for path in hashes(demo, *slow)}
+    begun = time.monotonic()
+    text = succeed("demo", "--config", "tiny", "--out", demo)
+    assert time.monotonic() - begun < 60 and "training" not in text
+    assert hashes(demo, *parts) == before
+    assert {path: path.stat().st_mtime_ns for path in times} == times  # not even written again
+
+
+def test_without_its_report_only_the_evaluation_is_done_again(demo, tmp_path):
+    out = shutil.copytree(demo, tmp_path / "demo")
+    old = json.loads((out / "report" / "report.json").read_text())
+    shutil.rmtree(out / "report")
+    parts = ("data", "tokenizer", "tokens", "dynamics", "world")
+    before = hashes(out, *parts)
+    text = succeed("demo", "--config", "tiny", "--out", out)
+    new = json.loads((out / "report" / "report.json").read_text())
+    assert "training" not in text and hashes(out, *parts) == before
+    for key in ("psnr", "ssim", "nats_per_token", "bits_per_frame", "perplexity", "rewards", "termination"):
+        assert new[key] == old[key]
+    assert (out / "report" / "index.html").is_file()
+
+
+def test_another_config_in_the_same_folder_is_refused(demo):
+    before = hashes(demo, "tokenizer")
+    result = run("demo", "--config", "tiny", "--out", demo, "tokenizer_training.steps=41")
+    assert result.returncode == 2 and "tokenizer_training.steps is 40 there, 41 now" in result.stderr
+    assert hashes(demo, "tokenizer") == before
+
+
+def test_imagine_prints_what_it_wrote(verbs, tmp_path):
+    given = ["--world", verbs / "world", "--data", verbs / "data", "--device", "cpu"]
+    for name, actions in (("a.mp4", "recorded"), ("b.gif", "look_left")):
+        steps = ["--context", 2, "--frames", 5, "--clips", 2, "--temperature", 0.8, "--top-k", 5, "--actions", actions]
+        text = succeed("imagine", *given, "--out", tmp_path / name, *steps)
+        assert text.split() == [str(tmp_path / name), str((tmp_path / name).with_suffix(".png"))]
+        assert probe(tmp_path / name)[0] == 7
+        assert open_picture((tmp_path / name).with_suffix(".png"))
+
+
+def test_evaluate_writes_a_report(verbs, tmp_path):
+    protocol = ["--clips", 4, "--context", 2, "--horizon", 3, "--batch-size", 2, "--seed", 5, "--device", "cpu"]
+    given = ["--world", verbs / "world", "--data", verbs / "data", "--out", tmp_path / "report"]
+    text = succeed("evaluate", *given, *protocol)
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (report["num_clips"], report["horizon"], report["seeds"]["clips"]) == (4, 3, 5)
+    assert f"{report['nats_per_token']:.3f} nats/token" in text and str(tmp_path / "report" / "index.html") in text
+    assert "http" not in (tmp_path / "report" / "index.html").read_text()
+    assert probe(tmp_path / "report" / "rollout.mp4")[0] == 5
+
+
+def test_data_is_described_checked_and_drawn(verbs, tmp_path):
+    text = succeed("data", "info", verbs / "data")
+    assert "worldvq/Maze-v0" in text and "427 of 64x64" in text and "forward" in text
+    assert "64 codes" in succeed("data", "info", verbs / "tokens")
+    for name in ("data", "tokens"):
+        assert "7 episodes, all as committed" in succeed("data", "verify", verbs / name)
+    written = succeed("data", "preview", verbs / "data", "--out", tmp_path).split()
+    assert written == [str(tmp_path / "contact_sheet.png"), str(tmp_path / "preview.mp4")]
+    assert open_picture(written[0]) and probe(written[1])[1:] == ("h264", "yuv420p")
+
+
+@pytest.mark.parametrize("name", ["data", "tokens"])
+def test_verify_names_a_broken_file(verbs, tmp_path, name):
+    copy = shutil.copytree(verbs / name, tmp_path / name)
+    path = copy / "episodes" / "000002.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    result = run("data", "verify", copy)
+    assert result.returncode == 1 and str(path) in result.stdout
+    assert result.stderr == f"worldvq: error: {copy}: 1 of 7 episodes are broken\n"
+
+
+def test_sides_that_the_help_promises_are_recorded(tmp_path):
+    few = ["--episodes", 1, "--workers", 1, "env.max_steps=5"]
+    succeed("record", "worldvq/Maze-v0", "--out", tmp_path / "data", "--size", "84x60", *few)
+    assert EpisodeStore.open(tmp_path / "data").meta.frame_size == (84, 60)

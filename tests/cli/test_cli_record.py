@@ -1,0 +1,130 @@
+"""`worldvq record` and `worldvq data merge`: datasets that name code, shards, and a second recorder."""
+
+import subprocess
+import sys
+
+import pytest
+from support.command_line import COMMAND, run
+from support.fault_tools import hashes, wait_until
+from test_cli_errors import check
+
+from worldvq.config.env import EnvConfig
+from worldvq.data.episodes import DatasetMeta, EpisodeStore
+from worldvq.files.lock import Lock
+from worldvq.types import ActionSpace
+
+MAZE = ["record", "worldvq/Maze-v0", "--workers", "1", "env.max_steps=12"]
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def succeed(*arguments):
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+# ------------------------------------------------------------------------------------------------ trust
+
+
+@pytest.mark.parametrize(
+    ("env_id", "policy"), [("evil:Evil-v0", "held 8"), ("worldvq/Maze-v0", "evil:act"), ("Evil-v0", "agent.zip")]
+)
+def test_a_dataset_that_names_code_does_not_run_it(tmp_path, monkeypatch, env_id, policy):
+    canary = tmp_path / "canary"
+    (tmp_path / "evil.py").write_text(
+        f"open({str(canary)!r}, 'w').close()\ndef act(space, seed): return lambda frame: 0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    meta = DatasetMeta(
+        env=EnvConfig(id=env_id),
+        action_space=ActionSpace("discrete", (7,)).to_json(),
+        frame_size=(64, 64),
+        policy=policy,
+    )
+    EpisodeStore.create(tmp_path / "d", meta).close()
+    before = hashes(tmp_path / "d")
+    for command in (["data", "info"], ["data", "verify"], ["data", "merge"]):
+        assert run(*command, tmp_path / "d").returncode == 0
+    result = run("record", "--out", tmp_path / "d", "--episodes", 1)
+    check(result, 2, [f"'{env_id}'", f"'{policy.split()[0]}'", "--trust", "runs code"])
+    assert not canary.exists() and "evil" not in sys.modules and hashes(tmp_path / "d") == before
+
+
+def test_a_trusted_dataset_goes_on_as_it_was_recorded(tmp_path):
+    options = ["--size", "32x48", "--policy", "held", "--seed", 3, "record.hold=5", "record.heldout_every=4"]
+    succeed(*MAZE, "--out", tmp_path / "whole", "--episodes", 4, *options)
+    succeed(*MAZE, "--out", tmp_path / "part", "--episodes", 2, *options)
+    result = succeed("record", "--out", tmp_path / "part", "--episodes", 4, "--trust")
+    assert "'worldvq/Maze-v0'" in result.stdout and "'held'" in result.stdout
+    assert hashes(tmp_path / "part") == hashes(tmp_path / "whole")
+
+
+def test_without_an_environment_there_must_be_a_dataset(tmp_path):
+    check(run("record", "--out", tmp_path / "d", "--trust"), 2, ["no such dataset", "worldvq record ENV"])
+    assert not (tmp_path / "d").exists()
+
+
+# ------------------------------------------------------------------------------------------------ shards
+
+
+def test_shards_by_option_and_by_launcher_merge_to_the_whole(tmp_path, monkeypatch):
+    succeed(*MAZE, "--out", tmp_path / "whole", "--episodes", 5)
+    out = tmp_path / "shards"
+    result = succeed(*MAZE, "--out", out, "--episodes", 5, "--shard", "1/2")
+    assert "shard 1/2" in result.stdout and f"worldvq data merge {out}" in result.stdout
+    check(run("data", "info", out), 2, ["not merged", f"worldvq data merge {out}"])
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "shard 0/2 of" in succeed(*MAZE, "--out", out, "--episodes", 5).stdout
+    assert "2 shards merged, 5 episodes" in succeed("data", "merge", out).stdout
+    assert hashes(out) == hashes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("option", "words"), [("2/2", "2/2"), ("x", "'x'")])
+def test_a_shard_that_is_none_is_refused(tmp_path, option, words):
+    check(run(*MAZE, "--out", tmp_path / "d", "--shard", option), 2, [words, "0/4"])
+    check(run(*MAZE, "--out", tmp_path / "d", "--shard", "0/2", "--ray", 2), 2, ["--ray", "--shard"])
+    assert not (tmp_path / "d").exists()
+
+
+def test_merging_what_is_no_store_is_refused(tmp_path):
+    check(run("data", "merge", tmp_path / "none"), 2, ["none"])
+    assert not (tmp_path / "none").exists()
+
+
+# ------------------------------------------------------------------------------------------------ one writer
+
+
+@pytest.mark.parametrize("command", [MAZE, [*MAZE, "--shard", "0/2"], ["data", "merge"]])
+def test_a_second_writer_is_told_before_anything_heavy_is_imported(tmp_path, command):
+    lock = Lock(tmp_path)
+    code = "import sys\ntry:\n    from worldvq import cli; cli.main()\nfinally:\n    assert 'torch' not in sys.modules"
+    arguments = [*command, "--out", str(tmp_path)] if command[0] == "record" else [*command, str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    check(done, 1, [f"{tmp_path}: process ", " is writing to it"])
+    lock.release()
+
+
+def test_a_recorder_that_is_terminated_ends_cleanly_and_goes_on(tmp_path):
+    out = tmp_path / "d"
+    command = [*COMMAND, *MAZE, "--out", str(out), "--episodes", "100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert wait_until((out / "index.jsonl").exists, 60)
+        process.terminate()
+        error = process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    assert error.strip() == "worldvq: stopped by SIGTERM; run the same command again to continue"
+    recorded = len(EpisodeStore.open(out))
+    assert recorded >= 1 and {path.name for path in (out / "episodes").iterdir()} == {
+        f"{number:06d}.safetensors" for number in range(recorded)
+    }
+    succeed(*MAZE, "--out", out, "--episodes", recorded + 1)
+    assert EpisodeStore.open(out).verify() == []

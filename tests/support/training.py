@@ -1,0 +1,242 @@
+"""Small training runs for the fault tests, in processes that are forked from one that has imported everything."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from unit.test_train import Batches, model
+
+from support.fault_tools import free_port, wait_until
+from worldvq.errors import WorldVQError
+from worldvq.models.config import DynamicsConfig
+from worldvq.models.dynamics import Dynamics
+from worldvq.models.losses import dynamics_loss, tokenizer_loss
+from worldvq.models.tokenizer import Tokenizer
+from worldvq.training.config import TrainConfig
+from worldvq.types import ActionSpace, Clip, TokenClip
+
+
+class Job:
+    """A function of this module in a process of its own; its output goes to a file, its exit code says how it ended."""
+
+    def __init__(self, log: Path, function: Any, *arguments: Any, **environment: Any):
+        self.log = log
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch._dynamo", "accelerate", "worldvq.stages.road", "scipy.linalg"])
+        self.process = context.Process(
+            target=_enter, args=(str(log), {key: str(value) for key, value in environment.items()}, function, arguments)
+        )
+        self.process.start()
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        assert self.process.pid
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, signum)
+
+    def wait(self, seconds: float = 60) -> int:
+        """Exit code; negative for the signal that ended it."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.kill(signal.SIGKILL)
+            self.process.join()
+            raise AssertionError(f"still running after {seconds} s: {self.log.read_text()}")
+        return self.process.exitcode
+
+
+def _enter(log: str, environment: dict[str, str], function: Any, arguments: tuple) -> None:
+    handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    torch.set_num_threads(1)
+    os.environ.update({"ACCELERATE_USE_CPU": "true", **environment})
+    try:
+        function(*arguments)
+    except WorldVQError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        sys.exit(error.exit_code)
+
+
+def start(count: int, log: Path, function: Any, *arguments: Any, **environment: Any) -> list[Job]:
+    """Start processes that know each other, as torchrun starts them; with a count of 1, one that is alone."""
+    where: dict[str, Any] = {}
+    if count > 1:
+        where = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    jobs = []
+    for rank in range(count):
+        here = {**where, "RANK": rank, "LOCAL_RANK": rank} if count > 1 else where
+        jobs.append(Job(log.with_suffix(f".{rank}.log"), function, *arguments, **here, **environment))
+    return jobs
+
+
+def finish(jobs: list[Job], seconds: float = 60) -> list[int]:
+    """Exit codes. When one fails, the others are given a while and then killed, as torchrun does."""
+    wait_until(
+        lambda: any(job.process.exitcode for job in jobs) or all(job.process.exitcode == 0 for job in jobs), seconds
+    )
+    if any(job.process.exitcode for job in jobs):
+        wait_until(lambda: all(job.process.exitcode is not None for job in jobs), 5)
+        for job in jobs:
+            job.kill()
+    return [job.wait(seconds) for job in jobs]
+
+
+class Noted(Batches):
+    """Batches that note what each process takes of them, and kill their process before the n-th (counted from 0)."""
+
+    def __init__(
+        self, batch_size: int, notes: Path | None = None, kill_at: int | None = None, signum: int = signal.SIGKILL
+    ):
+        super().__init__(batch_size)
+        self.notes, self.kill_at, self.signum, self.count = notes, kill_at, signum, -1  # -1: the pass that is timed
+
+    def ids(self, step: int) -> np.ndarray:
+        return np.random.default_rng(step + 1000).integers(0, 10**6, (self.batch_size, 2))
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Any:
+        clip = super().batch(step, rank, world)
+        if self.count >= 0:
+            share = self.batch_size // world
+            mine = self.ids(step)[rank * share : (rank + 1) * share].tolist()
+            with self.notes.open("a") as file:
+                file.write(json.dumps([step, rank, world, mine]) + "\n")
+        if self.count == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.count += 1
+        return clip
+
+
+def train(out: str, settings: dict[str, Any], kill_at: int | None = None, killed_rank: int = 0) -> None:
+    """Train the small tokenizer; leaves its random state and what it drew beside the run."""
+    from worldvq.training.fit import fit
+
+    rank = int(os.environ.get("RANK", "0"))
+    batches = Noted(settings["batch_size"], Path(out) / f"ids.{rank}", kill_at if rank == killed_rank else None)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    fit(model(), tokenizer_loss, batches, TrainConfig(**settings), Path(out) / "run", summary="test")
+    (Path(out) / f"random.{rank}").write_bytes(torch.get_rng_state().numpy().tobytes())
+
+
+class Scenes(Batches):
+    """Frames with something to learn: each is one of a few colours with a disc of another one."""
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Clip:
+        random = np.random.default_rng(step)
+        colours = np.random.default_rng(0).integers(0, 256, (12, 3))
+        back, front = colours[random.integers(0, 12, (2, self.batch_size))]
+        centre, radius = random.uniform(3, 13, (self.batch_size, 2)), random.uniform(2, 6, self.batch_size)
+        y, x = np.mgrid[:16, :16]
+        inside = np.hypot(y - centre[:, :1, None], x - centre[:, 1:, None]) < radius[:, None, None]  # (B, 16, 16)
+        frames = np.where(inside[..., None], front[:, None, None], back[:, None, None]).astype(np.uint8)[:, None]
+        share = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
+        yes = torch.ones(self.batch_size, 1, dtype=torch.bool)[share]
+        return Clip(torch.from_numpy(frames)[share], yes.long(), yes.float(), ~yes, yes, yes)
+
+
+def train_codebook(out: str, steps: int) -> None:
+    """Train a tokenizer with moving-average codes; every process leaves all of its tensors."""
+    from worldvq.files.weights import save_module
+    from worldvq.nn.config import QuantizerConfig
+    from worldvq.training.config import OptimizerConfig
+    from worldvq.training.fit import fit
+
+    torch.manual_seed(1)
+    quantizer = QuantizerConfig(kind="ema", num_codes=64, code_dim=8)
+    network = Tokenizer(model().config.model_copy(update={"quantizer": quantizer}))
+    settings = TrainConfig(steps=steps, batch_size=16, optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10))
+    trained = fit(network, tokenizer_loss, Scenes(16), settings, Path(out) / "run", summary="test")
+    save_module(Path(out) / f"rank{os.environ.get('RANK', '0')}.safetensors", trained)
+
+
+class TokenBatches(Batches):
+    """Random tokens as a function of the step."""
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> TokenClip:
+        random = np.random.default_rng(step)
+        tokens, actions = (
+            random.integers(0, 16, (self.batch_size, 4, 4, 4)),
+            random.integers(0, 3, (self.batch_size, 4)),
+        )
+        share = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
+        yes = torch.ones(self.batch_size, 4, dtype=torch.bool)[share]
+        tokens, actions = torch.from_numpy(tokens)[share], torch.from_numpy(actions)[share]
+        return TokenClip(tokens, actions, yes.float(), ~yes, yes, yes)
+
+
+def dynamics(prior_kind: str = "transformer") -> Dynamics:
+    torch.manual_seed(1)
+    prior = {"kind": prior_kind, "width": 16, "num_blocks": 1, "num_heads": 2}
+    config = DynamicsConfig(context_frames=4, width=16, num_blocks=1, num_heads=2, prior=prior)  # type: ignore[arg-type]
+    return Dynamics(config, (4, 4), 16, ActionSpace("discrete", (3,)))
+
+
+def train_dynamics(out: str, settings: dict[str, Any], prior_kind: str = "transformer") -> None:
+    """Train a small dynamics, sharded if the environment says so."""
+    from accelerate import DistributedType, PartialState
+
+    from worldvq.training.fit import fit
+
+    if os.environ.get("ACCELERATE_USE_FSDP"):
+        # Accelerate shards on GPUs only; told that these are some, it does so on CPUs too.
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    fit(dynamics(prior_kind), dynamics_loss, TokenBatches(8), TrainConfig(**settings), Path(out), summary="test")
+
+
+class Slow(Noted):
+    """Batches that take their time, so that a signal meets a step under way."""
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Any:
+        time.sleep(0.05)
+        return super().batch(step, rank, world)
+
+
+def train_slowly(out: str, settings: dict[str, Any], signalled_in: str = "", signum: int = 0) -> None:
+    """Train; if asked, a signal comes to this very process while it saves or draws."""
+    from worldvq.training import train as module
+
+    def signalled(work: Any) -> Any:
+        def wrapped(*arguments: Any) -> Any:
+            os.kill(os.getpid(), signum)
+            return work(*arguments)
+
+        return wrapped
+
+    def picture(network: Any, step: int) -> np.ndarray:
+        if signalled_in == "picture":
+            os.kill(os.getpid(), signum)
+        (Path(out) / f"picture.{step}").write_text("whole")
+        return np.zeros((4, 4, 3), np.uint8)
+
+    if signalled_in == "write":  # before each of the files of a checkpoint
+        from worldvq.training import checkpoint
+
+        checkpoint.write_atomic = signalled(checkpoint.write_atomic)
+    rank = int(os.environ.get("RANK", "0"))
+    Path(out).mkdir(parents=True, exist_ok=True)
+    batches = Slow(settings["batch_size"], Path(out) / f"ids.{rank}", None)
+    module.fit(
+        model(), tokenizer_loss, batches, TrainConfig(**settings), Path(out) / "run", summary="test", picture=picture
+    )
+    print("what comes after training", flush=True)
+
+
+if __name__ == "__main__":  # by a launcher: as a command line ends, with one line and an exit code
+    import warnings
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    try:
+        train_slowly(sys.argv[1], json.loads(sys.argv[2]))
+    except WorldVQError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,6 @@
+"""``python -m worldvq.cli``."""
+
+from worldvq.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""``worldvq imagine``, ``worldvq evaluate`` and ``worldvq demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from worldvq.cli.options import ConfigOption, DeviceOption, Overrides, TemperatureOption
+
+app = typer.Typer()
+
+
+@app.command("imagine")
+def imagine_command(
+    world: Annotated[Path, typer.Option(help="A trained world.")],
+    data: Annotated[Path, typer.Option(help="Dataset whose held-out episodes give the contexts.")],
+    out: Annotated[Path, typer.Option(help="rollout.mp4, .gif or .webm; a PNG strip is written beside it.")] = Path(
+        "rollout.mp4"
+    ),
+    context: Annotated[int, typer.Option(min=1, help="Real frames at the start.")] = 6,
+    frames: Annotated[int, typer.Option(min=1, help="Imagined frames.")] = 10,
+    actions: Annotated[
+        str,
+        typer.Option(
+            help="recorded, paper (all forward / all right), an action's name or number, or a .npy/.json file."
+        ),
+    ] = "recorded",
+    clips: Annotated[int, typer.Option(min=1, help="Contexts, one row each.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Of the contexts and of the sampling.")] = 0,
+    temperature: TemperatureOption = None,
+    top_k: Annotated[int | None, typer.Option(min=1)] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Imagine what follows held-out contexts and render it beside what really happened."""
+    from worldvq.stages.imagine import imagine
+
+    for path in imagine(
+        world,
+        data,
+        out,
+        context,
+        frames,
+        actions,
+        clips,
+        seed,
+        {"temperature": temperature, "top_k": top_k, "top_p": top_p},
+        device,
+    ):
+        print(path)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    world: Annotated[Path, typer.Option(help="A trained world.")],
+    data: Annotated[Path, typer.Option(help="Dataset; only its held-out episodes are used.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.json, plots, videos and index.html.")],
+    context: Annotated[int, typer.Option(min=1)] = 6,
+    horizon: Annotated[int, typer.Option(min=1, help="Imagined frames a clip.")] = 10,
+    clips: Annotated[int, typer.Option(min=1)] = 256,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    seed: int = 0,
+    temperature: TemperatureOption = None,
+    top_k: Annotated[int | None, typer.Option(min=1)] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure imagined frames on held-out episodes, beside the yardsticks that make the numbers mean something.
+
+    Run again to continue what was interrupted. Under `accelerate launch` processes share the work.
+    """
+    from worldvq.config.yaml_loading import build
+    from worldvq.data.sharing import is_first_process, local_device
+    from worldvq.evaluation.config import EvaluateConfig
+    from worldvq.evaluation.protocol import evaluate
+    from worldvq.world.model import WorldModel
+
+    loaded = WorldModel.load(world, local_device(device))
+    settings: dict[str, Any] = {"context": context, "horizon": horizon, "clips": clips, "batch_size": batch_size}
+    settings["seed"] = seed
+    settings["sampling"] = loaded.sampling_with({"temperature": temperature, "top_k": top_k, "top_p": top_p})
+    report = evaluate(loaded, data, out, build(EvaluateConfig, settings, "evaluate"))
+    if is_first_process():
+        _print_report(report)
+        print(f"{out / 'report.json'}\n{out / 'index.html'}")
+
+
+@app.command("demo")
+def demo_command(
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Everything goes below this folder; run again to continue.")] = Path(
+        "runs/demo"
+    ),
+    config: ConfigOption = "maze",
+) -> None:
+    """Record, train, evaluate and render: the whole road, about ten minutes on two CPU cores.
+
+    With --config doom it does the same for a real world (an hour and a half).
+    """
+    from worldvq.stages.experiment import load_config
+    from worldvq.stages.road import run_all
+
+    settings = load_config(config, overrides or [])
+    report = run_all(settings, out, lambda text: print(f"== {text}", flush=True))
+    _print_report(report)
+    table = Table("stage", "seconds", title="time")
+    for name, seconds in report["stage_seconds"].items():
+        table.add_row(name, f"{seconds:.0f}")
+    Console().print(table)
+    for name in ("data", "tokenizer", "dynamics", "world", "report/report.json", "report/index.html", "rollout.mp4"):
+        print(out / name)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    """A short table: means over the horizon."""
+    title = f"{report['num_clips']} held-out clips, context {report['context']}, horizons 1-{report['horizon']}"
+    table = Table("frames", "PSNR, dB", "SSIM", title=title)
+    for name in ("reconstruction", "imagined", "copy_last", "shuffled_actions"):
+        means = [sum(report[key][name]["mean"]) / report["horizon"] for key in ("psnr", "ssim")]
+        table.add_row(name.replace("_", " "), f"{means[0]:.2f}", f"{means[1]:.3f}")
+    Console().print(table)
+    print(
+        f"{report['nats_per_token']:.3f} nats/token, {report['bits_per_frame']:.0f} bits/frame, "
+        f"codebook perplexity {report['perplexity']:.0f}"
+    )

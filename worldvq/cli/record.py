@@ -1,0 +1,121 @@
+"""``worldvq record``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from worldvq.cli.options import Overrides
+from worldvq.errors import UsageError
+
+app = typer.Typer()
+
+
+@app.command("record")
+def record_command(
+    out: Annotated[Path, typer.Option(help="Folder of the dataset; an interrupted one is continued.")],
+    env: Annotated[
+        str | None,
+        typer.Argument(
+            help="A Gymnasium id, for instance worldvq/Maze-v0 or VizdoomMyWayHome-v1; left out, as OUT says."
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="Take env and record from this YAML.")] = None,
+    episodes: Annotated[int | None, typer.Option(help="Stop after this many episodes.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Stop at the first episode that reaches this many frames.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that play side by side. [default: 2]")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="random, held (random, each action kept a while), module:function or an SB3 zip.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Side of the stored frames, 64 or 84x84. [default: 64]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same episodes, with any number of workers.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="i/N: record only every N-th episode, from the i-th on, beside others in the same OUT; "
+            "`worldvq data merge OUT` ends it. [default: as RANK/WORLD_SIZE or a SLURM array say, else all]"
+        ),
+    ] = None,
+    ray: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Record on the Ray cluster of RAY_ADDRESS, or one on this machine: this many actors, each with "
+            "--workers processes. OUT must be on a file system that all machines share.",
+        ),
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the environment and the policy that the dataset in OUT names.")
+    ] = False,
+) -> None:
+    """Play an environment and store frames, actions and rewards.
+
+    Example: worldvq record VizdoomMyWayHome-v1 --frames 50000 --out runs/doom/data env.frame_skip=4
+    """
+    from worldvq.data.shard import Shard
+    from worldvq.files.lock import check_unlocked
+
+    if episodes is not None and frames is not None:
+        raise UsageError("give --episodes or --frames, not both")
+    if ray and shard:
+        raise UsageError("give --ray or --shard, not both: every actor is a shard of its own")
+    part, source = (Shard.parse(shard), "--shard") if shard else (Shard(), "") if ray else Shard.from_environment()
+    check_unlocked(out, shared=not part.is_whole)  # before the seconds that the imports below take
+    from worldvq.config.yaml_loading import build
+    from worldvq.stages.experiment import ExperimentConfig, load_config
+    from worldvq.stages.experiment import override as apply
+    from worldvq.stages.record import record, record_on_ray
+
+    if env and "=" in env:  # no id: the first of the overrides
+        env, overrides = None, [env, *(overrides or [])]
+    base = load_config(config) if config else ExperimentConfig()
+    if env is None:
+        base = _as_recorded(base, out, trust)
+        env = base.env.id
+    elif not config or base.env.id != env:
+        base = base.model_copy(update={"env": type(base.env)(size=base.env.size, frame_skip=base.env.frame_skip)})
+    changes: dict[str, Any] = {"env.id": env}
+    given = {"workers": workers, "policy": policy, "seed": seed}
+    if episodes is not None or frames is not None:
+        changes |= {"record.episodes": episodes, "record.frames": frames}
+    changes |= {f"record.{key}": value for key, value in given.items() if value is not None}
+    full = apply(base, changes, overrides or [])
+    sides = {} if size is None else {"size": _parse_size(size)}  # of the frames alone: there is no tokenizer yet
+    if not part.is_whole:
+        print(f"shard {part} of {out} (from {source})", flush=True)
+    settings = build(type(full.env), full.env.model_dump() | sides, "--size")
+    args = settings, full.record, out
+    store = record_on_ray(*args, ray) if ray else record(*args, shard=part)
+    print(f"{out}: {len(store.entries)} episodes, {sum(e.num_frames for e in store.entries)} frames")
+    store.close()
+    if not part.is_whole:
+        print(f"when all {part.count} shards are done: worldvq data merge {out}")
+
+
+def _as_recorded(base: Any, out: Path, trust: bool) -> Any:
+    """Return the config with env and record as the dataset in ``out`` has them, if the user trusts it."""
+    from worldvq.recording.record import settings_of
+
+    env, recorded = settings_of(out)
+    code = f"the environment '{env.id}'" + (f" with {env.kwargs}" if env.kwargs else "")
+    code += f" and the policy '{recorded.policy}'"
+    if not trust:
+        raise UsageError(f"{out} names {code}: running them runs code; add --trust to do so, or name the environment")
+    print(f"as in {out}: {code}", flush=True)
+    kept = {name: getattr(recorded, name) for name in ("policy", "hold", "seed", "heldout_every", "compression")}
+    same = {"env": env, "record": base.record.model_copy(update=kept)}
+    tokenizer = base.tokenizer.model_copy(update={"frame_size": env.size})
+    return base.model_copy(update={**same, "tokenizer": tokenizer})
+
+
+def _parse_size(text: str) -> list[int]:
+    parts = text.lower().split("x")
+    if not all(part.isdecimal() for part in parts) or len(parts) > 2:
+        raise UsageError(f"--size {text}: write 64, or height x width as in 84x84")
+    sides = [int(parts[0]), int(parts[-1])]
+    if any(side % 4 for side in sides):
+        raise UsageError(f"--size {text}: a tokenizer takes sides that divide by 4, for instance 64 or 84x84")
+    return sides

@@ -1,0 +1,1 @@
+"""What imagined frames are worth. See docs/architecture.md."""

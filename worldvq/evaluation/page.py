@@ -1,0 +1,290 @@
+"""The pictures and the page of an evaluation: one HTML file that holds everything and loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import html
+import importlib.resources
+import io
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from worldvq.files.atomic import write_atomic
+from worldvq.media.pictures import rollout_frames, save_png, strip, write_video
+from worldvq.types import ActionSpace
+
+NAMES = {
+    "imagined": ("World model", "Frames imagined from the context and the recorded actions."),
+    "reconstruction": (
+        "Tokenizer (ceiling)",
+        "The real frame through the tokenizer: nothing made of its tokens can do much better.",
+    ),
+    "copy_last": ("Copy last frame", "The last context frame held still: what a model has to beat."),
+    "shuffled_actions": (
+        "Shuffled actions",
+        "Imagined with another clip's actions: the gap to the world model is what actions control.",
+    ),
+}
+_STYLES = {
+    "imagined": ("#f08a24", "-", "o"),
+    "reconstruction": ("#3b8fd6", "--", None),
+    "copy_last": ("#8a919e", "-", "s"),
+    "shuffled_actions": ("#a766c4", "-", "^"),
+}
+_INK = "#7c8390"  # readable on white and on black
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Clips to show, with shapes as :func:`worldvq.media.pictures.rollout_frames` takes them."""
+
+    real: np.ndarray
+    reconstruction: np.ndarray
+    imagined: np.ndarray
+    actions: np.ndarray
+    action_space: ActionSpace
+    context: int
+
+
+def write_page(out: Path, report: dict[str, Any], rollouts: Rollouts) -> Path:
+    """Write ``rollout.mp4``, ``strip.png``, the plots, and ``index.html`` that embeds them all.
+
+    Args:
+        out: Folder, made if it is missing.
+        report: As :func:`worldvq.evaluation.protocol.evaluate` returns it.
+        rollouts: What the video shows.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RunError: Something cannot be written.
+    """
+    clips = (rollouts.real, rollouts.reconstruction, rollouts.imagined, rollouts.actions)
+    frames = rollout_frames(*clips, rollouts.action_space, rollouts.context)
+    video = write_video(out / "rollout.mp4", frames, fps=5, expected=rollouts.real.shape[1])
+    # Of the clips shown, the strip is that in which most changes.
+    motion = np.abs(np.diff(rollouts.real.astype(np.int16), axis=1)).mean(axis=(1, 2, 3, 4))
+    real, rebuilt, imagined, actions = (array[int(motion.argmax())] for array in clips)
+    drawn = strip(real, rebuilt, imagined, actions, rollouts.action_space, rollouts.context)
+    picture = save_png(out / "strip.png", drawn)
+    plots = [_save_plot(out / f"{name}.png", figure) for name, figure in _figures(report).items()]
+    context, horizon = report["context"], report["horizon"]
+    source = string.Template((importlib.resources.files("worldvq.evaluation") / "report.html").read_text("utf-8"))
+    page = source.substitute(
+        title=html.escape(f"{report['env_id']}: imagined futures"),
+        subtitle=f"{report['num_clips']} held-out clips of {report['num_episodes']} episodes · "
+        f"{context} frames of context, {horizon} imagined · worldvq {html.escape(report['versions']['worldvq'])}",
+        cards=_cards(report),
+        video=f'<video controls autoplay loop muted playsinline src="{_embed(video, "video/mp4")}"></video>',
+        strip=_embed(picture, "image/png"),
+        claim=_claim(report),
+        plots="".join(
+            f'<figure><img src="{_embed(plot, "image/png")}" alt="{plot.stem} plot"></figure>' for plot in plots
+        ),
+        summary_table=_summary_table(report),
+        scores_table=_scores_table(report),
+        horizon_table=_horizon_table(report),
+        notes=_notes(report),
+    )
+    path = out / "index.html"
+    write_atomic(path, page.encode())
+    return path
+
+
+def _embed(path: Path, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _figures(report: dict[str, Any]) -> dict[str, Figure]:
+    """Name to figure: PSNR, SSIM and FD over the horizon, and nats by position."""
+    steps = list(range(1, report["horizon"] + 1))
+    figures = {
+        "psnr": _curves(report["psnr"], steps, "PSNR (dB), higher is better"),
+        "ssim": _curves(report["ssim"], steps, "SSIM, higher is better"),
+    }
+    if report["fd_efflite0"]:
+        figures["fd"] = _curves(
+            report["fd_efflite0"], report["fd_efflite0"]["horizons"], "FD-EffLite0, lower is better"
+        )
+    figure, axes = _axes("Where in the frame the surprise is (nats per token)")
+    image = axes.imshow(np.array(report["nats_by_position"], float), cmap="magma", vmin=0)
+    figure.set_size_inches(4.2, 3.5)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    bar = figure.colorbar(image, ax=axes, fraction=0.045)
+    bar.ax.tick_params(colors=_INK, labelsize=8)
+    figures["nats"] = figure
+    return figures
+
+
+def _axes(title: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(5.6, 3.5), dpi=150, layout="constrained")
+    figure.patch.set_alpha(0.0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0.0)
+    axes.set_title(title, fontsize=10, color=_INK, loc="left")
+    axes.tick_params(colors=_INK, labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_INK)
+    return figure, axes
+
+
+def _curves(scores: dict[str, Any], steps: Sequence[int], title: str) -> Figure:
+    """One curve a yardstick over the horizon, with its 95 % interval shaded where there is one."""
+    figure, axes = _axes(title)
+    for name, (color, line, marker) in _STYLES.items():
+        curve = scores[name]
+        axes.plot(steps, curve["mean"], line, color=color, marker=marker, ms=4, lw=1.8, label=NAMES[name][0])
+        if "ci95" in curve:
+            low, high = np.array(curve["ci95"], float).T
+            axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
+    axes.grid(color=_INK, alpha=0.18, linewidth=0.6)
+    axes.set_xlabel("imagined frame", fontsize=9, color=_INK)
+    axes.set_xticks(steps if len(steps) <= 12 else steps[:: len(steps) // 10])
+    axes.legend(fontsize=8, frameon=False, labelcolor=_INK)
+    return figure
+
+
+def _save_plot(path: Path, figure: Figure) -> Path:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", transparent=True)
+    with Image.open(buffer) as image:  # 64 colours are plenty for a plot and a third of the size
+        small = io.BytesIO()
+        image.quantize(64, method=Image.Quantize.FASTOCTREE).save(small, "PNG")
+    write_atomic(path, small.getvalue())
+    return path
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _gain_text(gain: dict[str, Any]) -> str:
+    low, high = gain["ci95"]
+    return f"{gain['mean']:+.2f} dB (95 % interval {low:+.2f} to {high:+.2f})"
+
+
+def _claim(report: dict[str, Any]) -> str:
+    """One sentence on what the differences say."""
+    gains = report["gains"]["psnr"]
+    return (
+        f"On the mean of the {report['horizon']} imagined frames, the world model stands "
+        f"{_gain_text(gains['over_copy_last'])} against copying the last frame, and "
+        f"{_gain_text(gains['over_shuffled_actions'])} against itself with another clip's actions."
+    )
+
+
+def _cards(report: dict[str, Any]) -> str:
+    gains, summary = report["gains"]["psnr"], report["summary"]["psnr"]
+    cards = [
+        (f"{_number(summary['imagined'])} dB", f"PSNR of imagined frames 1–{report['horizon']}"),
+        (f"{gains['over_copy_last']['mean']:+.2f} dB", "over copying the last frame"),
+        (f"{gains['over_shuffled_actions']['mean']:+.2f} dB", "over shuffled actions: control"),
+        (f"{_number(summary['reconstruction'])} dB", "ceiling: the tokenizer"),
+        (_number(report["nats_per_token"]), f"nats per token, {_number(report['bits_per_frame'], 0)} bits per frame"),
+    ]
+    return "".join(f'<div class="card"><b>{value}</b><span>{text}</span></div>' for value, text in cards)
+
+
+def _table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """A table; each row is a CSS class and its cells. A cell that starts with ``~`` is running text."""
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    body = ""
+    for name, cells in rows:
+        tags = (f'<td class="wide">{cell[1:]}</td>' if cell.startswith("~") else f"<td>{cell}</td>" for cell in cells)
+        body += f'<tr class="{name}">{"".join(tags)}</tr>'
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _summary_table(report: dict[str, Any]) -> str:
+    summary, distances = report["summary"], report["summary"]["fd_efflite0"] or {}
+    rows = [
+        (
+            "ours" if name == "imagined" else "",
+            [
+                title,
+                _number(summary["psnr"][name]),
+                _number(summary["ssim"][name], 3),
+                _number(distances.get(name)),
+                f"~{meaning}",
+            ],
+        )
+        for name, (title, meaning) in NAMES.items()
+    ]
+    return _table(["mean over the horizon", "PSNR (dB)", "SSIM", "FD-EffLite0", ""], rows)
+
+
+def _scores_table(report: dict[str, Any]) -> str:
+    rewards, ends = report["rewards"], report["termination"]
+    bits = f"{_number(report['bits_per_frame'], 0)} bits"
+    share = f"{ends['rate']:.2%} of {ends['num_transitions']} transitions ended the task"
+    codes = f"~{report['codes_used']} of {report['world']['num_codes']} codes used"
+    blind = f"~mean absolute; always saying the mean: {_number(rewards['mae_of_mean'], 4)}"
+    cells = [
+        ["Cross-entropy", f"{_number(report['nats_per_token'], 3)} nats per token", f"~{bits} for a whole frame"],
+        ["Codebook perplexity", _number(report["perplexity"], 1), codes],
+        ["Reward error", _number(rewards["mae"], 4), blind],
+        ["Reward correlation", _number(rewards["correlation"], 3), "~– where the recorded reward never changes"],
+        [
+            "Finding rewards above 0",
+            _number(rewards["average_precision_positive"], 3),
+            f"~average precision; chance is {rewards['positive_rate']:.4f}",
+        ],
+        [
+            "Finding rewards below 0",
+            _number(rewards["average_precision_negative"], 3),
+            f"~average precision; chance is {rewards['negative_rate']:.4f}",
+        ],
+        ["Finding endings", _number(ends["average_precision"], 3), f"~average precision; {share}"],
+    ]
+    return _table(["", "", ""], [("", row) for row in cells])
+
+
+def _horizon_table(report: dict[str, Any]) -> str:
+    header = ["PSNR (dB)", *(str(step) for step in range(1, report["horizon"] + 1))]
+    rows = []
+    for key, digits in (("psnr", 2), ("ssim", 3)):
+        if rows:
+            rows.append(("", ["<b>SSIM</b>", *[""] * report["horizon"]]))
+        for name, (title, _) in NAMES.items():
+            cells = [_number(value, digits) for value in report[key][name]["mean"]]
+            rows.append(("ours" if name == "imagined" else "", [title, *cells]))
+    return _table(header, rows)
+
+
+def _notes(report: dict[str, Any]) -> str:
+    notes = [
+        "Intervals are 95 % percentile bootstraps over clips.",
+        "PSNR is that of the mean squared error over all clips. The mean of the PSNR of single frames, "
+        f"<code>psnr_per_frame</code> in report.json, has to cap the infinite one of identical frames (here at "
+        f"{report['psnr_cap']:g} dB), and so flatters whatever stands still: "
+        + ", ".join(
+            f"{NAMES[name][0].lower()} {value:.2f}" for name, value in report["summary"]["psnr_per_frame"].items()
+        )
+        + ".",
+        "Shuffled actions: after the context, each clip takes the actions of another one "
+        f"(seed {report['seeds']['shuffle']}); the sampling noise is the same.",
+        *(html.escape(note) for note in report["notes"]),
+        f"Sampling: {html.escape(str(report['protocol']['sampling']))}; "
+        f"versions: {html.escape(str(report['versions']))}; "
+        f"{report['seconds']:.0f} s in all, {report['imagined_frames_per_second']:g} imagined frames a second, "
+        f"{report['passes_per_frame']:g} passes through the prior a frame.",
+    ]
+    if report["fd_efflite0"]:
+        fd = report["fd_efflite0"]
+        notes.insert(
+            3,
+            "FD-EffLite0 is the Fréchet distance on the pooled features of EfficientNet-Lite0 (ImageNet), frames at "
+            f"{fd['input_size']}×{fd['input_size']}, {fd['num_frames']} frames a set, imagined frames "
+            f"{', '.join(map(str, fd['horizons']))}. It is not the FID; with so few frames, compare only within "
+            "this report.",
+        )
+    return "".join(f"<p>{note}</p>" for note in notes)

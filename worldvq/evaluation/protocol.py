@@ -1,0 +1,306 @@
+"""The held-out protocol: what imagined frames are worth, beside three yardsticks on the same clips.
+
+- ``reconstruction``: the real frame through the tokenizer. The ceiling of anything made of its tokens.
+- ``copy_last``: the last context frame, held still. What a model has to beat to be worth anything.
+- ``shuffled_actions``: imagined from the same context with another clip's actions. The distance between it and
+  ``imagined`` is what the actions control.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+import worldvq
+from worldvq.data.clips import heldout_clips, read_clips
+from worldvq.data.episodes import EpisodeStore
+from worldvq.data.sharing import Processes
+from worldvq.errors import UsageError
+from worldvq.evaluation import metrics
+from worldvq.evaluation.config import EvaluateConfig
+from worldvq.evaluation.page import Rollouts, write_page
+from worldvq.evaluation.parts import Part, Parts
+from worldvq.evaluation.summary import summarize
+from worldvq.files.atomic import disk_errors, write_atomic
+from worldvq.files.differences import require_same
+from worldvq.files.lock import Lock
+from worldvq.types import ActionSpace, TokenClip
+
+if TYPE_CHECKING:
+    from worldvq.world.model import WorldModel
+
+NUM_SHOWN = 4
+"""Clips in the rollout video."""
+
+SHOWN = ("real", "reconstruction", "imagined", "actions")
+"""What is kept of them."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is evaluated. Part i is batch i of the clips; it depends on nothing but this.
+
+    Attributes:
+        world: The world model.
+        store: The dataset.
+        config: The protocol.
+        ids: (n, 2) episode and first frame of each clip.
+        horizons: Imagined frames at which the Fréchet distance looks; none without the extra.
+        notes: For the reader of the report.
+    """
+
+    world: WorldModel
+    store: EpisodeStore
+    config: EvaluateConfig
+    ids: np.ndarray
+    horizons: list[int]
+    notes: list[str]
+
+    @property
+    def num_frames(self) -> int:
+        return self.config.context + self.config.horizon
+
+    @property
+    def num_parts(self) -> int:
+        return math.ceil(len(self.ids) / self.config.batch_size)
+
+    def key(self) -> str:
+        """Hash of all that the numbers depend on."""
+        about = {
+            "world": self.world.hash(),
+            "protocol": self.config.model_dump(mode="json"),
+            "dataset": [self.store.meta.model_dump(mode="json"), [entry.sha256 for entry in self.store.entries]],
+            "horizons": self.horizons,
+            "versions": _versions(),
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def evaluate(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, progress: bool = True) -> dict[str, Any]:
+    """Score a world on held-out clips; writes ``report.json``, ``index.html``, ``rollout.mp4`` and ``strip.png``.
+
+    What a run that was ended has finished is kept in ``out``, and used by the next of the same world, protocol and
+    dataset. Processes that were started together (``accelerate launch``) share the batches through that folder.
+
+    Args:
+        world: The world model.
+        data: A recorded dataset with the frames and actions that the world knows.
+        out: Folder of the report; made if it is missing.
+        config: How many clips, how long, how sampled.
+        progress: Show a progress bar and notes on stderr.
+
+    Returns:
+        The report, as in ``report.json``; in every process.
+
+    Raises:
+        UsageError: The dataset does not fit the world, or has no held-out windows that are long enough.
+        RunError: Another run is writing to ``out``, or something cannot be written.
+    """
+    begun = time.monotonic()
+    processes = Processes()
+    console = Console(stderr=True, quiet=not (progress and processes.is_first))
+    with EpisodeStore.open(data) as store, contextlib.ExitStack() as stack:
+        plan = _plan(world, store, config)
+        for note in plan.notes:
+            console.print(f"note: {note}", highlight=False)
+        parts = Parts(out, plan.key())
+        if processes.is_first:
+            with disk_errors(out):
+                out.mkdir(parents=True, exist_ok=True)
+            stack.callback(Lock(out).release)
+            parts.prepare()
+        processes.follow_first()
+        missing = [number for number in range(processes.index, plan.num_parts, processes.count) if number not in parts]
+        for number, part in _collect(plan, missing, console):
+            parts.write(number, part)
+        processes.gather()
+        if processes.is_first:
+            _write(plan, parts.join(plan.num_parts), out, begun)
+            parts.remove()
+    processes.follow_first()
+    report = json.loads((out / "report.json").read_text())
+    processes.gather()  # the first one may keep the counters: it stays until all have read
+    return report
+
+
+def _plan(world: WorldModel, store: EpisodeStore, config: EvaluateConfig) -> _Plan:
+    """Choose the clips, and say what falls short."""
+    check_fits(world, store)
+    ids = heldout_clips(store, config.clips, config.context + config.horizon, config.seed)
+    if len(ids) < 2:
+        raise UsageError(f"{store.path} has {len(ids)} held-out window for evaluate.clips, two are needed: record more")
+    notes = []
+    if len(ids) < config.clips:
+        notes.append(f"the held-out episodes have {len(ids)} windows, evaluate.clips = {config.clips} were asked for")
+    horizons = sorted({1, math.ceil(config.horizon / 2), config.horizon})
+    try:
+        metrics.efflite0_features(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
+    except UsageError as error:
+        notes.append(str(error))
+        horizons = []
+    return _Plan(world, store, config, ids, horizons, notes)
+
+
+def _write(plan: _Plan, collected: Part, out: Path, begun: float) -> None:
+    """Write the report and its page."""
+    config = plan.config
+    report = summarize(collected, config, plan.horizons)
+    report |= {
+        "env_id": plan.store.meta.env.id,
+        "data": str(plan.store.path),
+        "world": _describe(plan.world),
+        "num_clips": len(plan.ids),
+        "num_episodes": len(np.unique(plan.ids[:, 0])),
+        "seeds": {"clips": config.seed, "shuffle": config.seed, "sampling": config.seed, "bootstrap": 0},
+        "protocol": config.model_dump(mode="json"),
+        "versions": _versions(),
+        "notes": plan.notes,
+        "seconds": round(time.monotonic() - begun, 2),
+    }
+    report = _finite(report)
+    real, rebuilt, imagined, actions = (collected[f"shown/{name}"] for name in SHOWN)
+    write_page(out, report, Rollouts(real, rebuilt, imagined, actions, plan.world.action_space, config.context))
+    write_atomic(out / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "worldvq": worldvq.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def check_fits(world: WorldModel, store: EpisodeStore) -> None:
+    """Refuse a dataset of other frames or actions than the world's.
+
+    Raises:
+        UsageError: Names every field that differs, and both values.
+    """
+    require_same(
+        {"frame_size": store.meta.frame_size, "action_space": store.action_space.to_json()},
+        {"frame_size": world.frame_size, "action_space": world.action_space.to_json()},
+        f"{store.path} does not fit the world",
+        "take a dataset of the world's environment, recorded with its env.size",
+        ("there", "the world's"),
+    )
+
+
+def _derangement(size: int, seed: int) -> np.ndarray:
+    """For each clip another one, by one random cycle through all of them."""
+    order = np.random.default_rng(seed).permutation(size)
+    partner = np.empty(size, np.int64)
+    partner[order] = np.roll(order, -1)
+    return partner
+
+
+def _read_actions(store: EpisodeStore, ids: np.ndarray, num_frames: int, batch_size: int) -> Tensor:
+    """Actions (n, T, ...) of all clips; small, whatever the frames take."""
+    parts = range(0, len(ids), batch_size)
+    return torch.cat([read_clips(store, ids[i : i + batch_size], num_frames).actions for i in parts])
+
+
+def _collect(plan: _Plan, numbers: list[int], console: Console) -> Iterator[tuple[int, Part]]:
+    """Run the protocol over batches of clips; yields each batch's number and what :func:`summarize` takes of it."""
+    if not numbers:
+        return
+    world, config, num_clips = plan.world, plan.config, len(plan.ids)
+    context = config.context
+    all_actions = _read_actions(plan.store, plan.ids, plan.num_frames, config.batch_size)
+    partner = _derangement(num_clips, config.seed)
+    shown = np.linspace(0, num_clips - 1, min(NUM_SHOWN, num_clips)).round().astype(int)
+    sampling = config.sampling.model_dump()
+    if sampling["method"] == "auto":  # what is faster today may round a tie otherwise than what was faster yesterday
+        sampling["method"] = "predictive"
+    for number in track(numbers, "evaluating", console=console, transient=True, disable=not console.is_terminal):
+        rows = np.arange(number * config.batch_size, min((number + 1) * config.batch_size, num_clips))
+        clip = read_clips(plan.store, plan.ids[rows], plan.num_frames)
+        tokens = world.tokenize(clip.frames)
+        actions = clip.actions[:, :-1]
+        swapped = actions.clone()
+        swapped[:, context - 1 :] = all_actions[partner[rows], context - 1 : -1]
+        begun = time.monotonic()
+        # The same seed for both: the noise is shared, what differs is what the actions did.
+        seed = config.seed + number
+        imagined = world.imagine_tokens(tokens[:, :context], actions, seed=seed, **sampling)
+        seconds = time.monotonic() - begun
+        shuffled = world.imagine_tokens(tokens[:, :context], swapped, seed=seed, **sampling)
+        real = clip.frames[:, context:]
+        rebuilt = world.render(tokens)
+        frames = {
+            "imagined": world.render(imagined.tokens),
+            "reconstruction": rebuilt[:, context:],
+            "copy_last": clip.frames[:, context - 1 : context].expand_as(real),
+            "shuffled_actions": world.render(shuffled.tokens),
+        }
+        part = _compare(real, frames, plan.horizons) | _score(world, tokens, clip, context)
+        part |= {"passes": imagined.passes.numpy(), "imagine_seconds": np.array([seconds])}
+        chosen = np.isin(rows, shown)
+        arrays = (clip.frames, rebuilt, frames["imagined"], clip.actions)
+        yield number, part | {f"shown/{k}": a.numpy()[chosen] for k, a in zip(SHOWN, arrays, strict=True)}
+
+
+def _compare(real: Tensor, frames: dict[str, Tensor], horizons: list[int]) -> Part:
+    """Squared error and SSIM (B, N) of every yardstick, and features at the horizons of the Fréchet distance."""
+    batch, horizon = real.shape[:2]
+    flat = real.flatten(0, 1)
+    part = {}
+    for name, fake in frames.items():
+        other = fake.flatten(0, 1)
+        part[f"error/{name}"] = metrics.squared_error(flat, other).reshape(batch, horizon)
+        part[f"ssim/{name}"] = metrics.ssim(flat, other).reshape(batch, horizon)
+    if not horizons:
+        return part
+    index = [h - 1 for h in horizons]
+    for name, fake in {"real": real, **frames}.items():
+        # copy_last is one frame at every horizon: look at it once.
+        chosen = fake[:, :1] if name == "copy_last" else fake[:, index]
+        found = metrics.efflite0_features(chosen.flatten(0, 1)).reshape(batch, chosen.shape[1], -1)
+        part[f"features/{name}"] = np.broadcast_to(found, (batch, len(index), found.shape[-1]))
+    return part
+
+
+def _score(world: WorldModel, tokens: Tensor, clip: Any, context: int) -> Part:
+    """Teacher-forced likelihood, reward and termination of recorded transitions; use of the codebook."""
+    token_clip = TokenClip(tokens, clip.actions, clip.rewards, clip.terminated, clip.mask, clip.action_mask)
+    scores = world.score(token_clip, context)
+    mask = scores.mask.bool()
+    names = ("nats", "rewards", "rewards_true", "termination", "termination_true")  # nats: (frames, h, w)
+    counts = np.bincount(tokens.flatten().numpy(), minlength=int(world.tokenizer.num_codes))
+    return {"counts": counts[None], **{name: getattr(scores, name)[mask].double().numpy() for name in names}}
+
+
+def _describe(world: WorldModel) -> dict[str, Any]:
+    space: ActionSpace = world.action_space
+    return {
+        "hash": world.hash(),
+        "frame_size": list(world.frame_size),
+        "grid": list(world.tokenizer.grid),
+        "num_codes": int(world.tokenizer.num_codes),
+        "action_space": space.to_json(),
+        "meta": world.meta,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what could not be computed (say, a precision without positives) becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,94 @@
+"""What the models, their losses and their sampling are told."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from worldvq.config.fields import Config, Depth, NonNegativeFloat, PositiveInt, Side, Size
+from worldvq.nn.config import QuantizerConfig
+
+
+class TokenizerConfig(Config):
+    """The frame-level VQ-VAE."""
+
+    frame_size: tuple[Side, Side] = (64, 64)
+    downsample: Literal[4, 8, 16] = 8
+    """Pixels per token along each axis: 64 at 8 gives 8x8 tokens."""
+    width: Annotated[int, Field(ge=8, le=2**16, multiple_of=8)] = 128
+    """Channels at token resolution; half as many at twice the resolution."""
+    encoder_blocks: Depth = 2
+    """Residual blocks at token resolution, before the codes."""
+    decoder_blocks: Depth = 3
+    """Residual blocks at token resolution, after the codes."""
+    quantizer: QuantizerConfig = QuantizerConfig()
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TokenizerConfig:
+        if any(side % self.downsample for side in self.frame_size):
+            raise ValueError(f"frame_size {self.frame_size} is not divisible by downsample {self.downsample}")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the token grid."""
+        return self.frame_size[0] // self.downsample, self.frame_size[1] // self.downsample
+
+
+class TokenizerLossConfig(Config):
+    """What the tokenizer's loss has besides reconstruction error and codebook; at weight 0 a term does not exist."""
+
+    perceptual: NonNegativeFloat = 0.0
+    """Weight of LPIPS (Zhang et al. 2018); needs the ``metrics`` extra, torchvision and its VGG16 weights."""
+    adversarial: NonNegativeFloat = 0.0
+    """Weight of what a patch discriminator (Isola et al. 2017) tells the tokenizer."""
+    motion: NonNegativeFloat = 0.0
+    """Weight of the error where a frame differs from the one before it, so that small moving things survive.
+    Needs ``tokenizer_training.clip_frames`` of at least 2."""
+
+
+def _heads_fit(config: Any) -> Any:
+    step = 4 * config.num_heads  # rotary angles for two axes come in pairs
+    if getattr(config, "kind", "") != "pixelcnn" and config.width % step:
+        raise ValueError(f"width {config.width} is not divisible by 4 x num_heads = {step}")
+    return config
+
+
+class PriorConfig(Config):
+    """The autoregressive model over the tokens of one frame."""
+
+    kind: Literal["transformer", "pixelcnn"] = "transformer"
+    width: Size = 128
+    num_blocks: Annotated[Depth, Field(gt=0)] = 2
+    """Blocks of the transformer, gated layers of the PixelCNN."""
+    num_heads: Size = 4
+    """Of the transformer; a PixelCNN has none."""
+
+    _check_heads = model_validator(mode="after")(_heads_fit)
+
+
+class DynamicsConfig(Config):
+    """Context network over past frames and actions, and the prior over the next frame."""
+
+    context_frames: PositiveInt = 8
+    """Frames that temporal attention sees, the current one included; the size of the ring cache."""
+    width: Size = 128
+    num_blocks: Annotated[Depth, Field(gt=0)] = 3
+    num_heads: Size = 4
+    prior: PriorConfig = PriorConfig()
+
+    _check_heads = model_validator(mode="after")(_heads_fit)
+
+
+class SamplingConfig(Config):
+    """How tokens are drawn."""
+
+    temperature: NonNegativeFloat = 1.0
+    """0 takes the most probable token."""
+    top_k: PositiveInt | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    method: Literal["auto", "predictive", "sequential"] = "auto"
+    """All tokens at once until they agree, or one after the other: the same tokens; ``auto`` takes the faster."""
+    compile: bool = False
+    """Compile the steps of a dream (torch.compile; on a GPU mostly CUDA graphs): a minute or so at first."""

@@ -1,0 +1,86 @@
+"""What is minimised: free functions of a model and a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldvq.nn.symlog import symlog
+from worldvq.types import Clip, TokenClip, frames_to_model
+
+FORECAST_WEIGHT = 0.3
+
+
+def _nats(logits: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float().flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum() / mask.sum().clamp_min(1)
+
+
+def tokenizer_loss(model: nn.Module, clip: Clip) -> tuple[Tensor, dict[str, Tensor]]:
+    """Eq. 3 of van den Oord et al. 2017: reconstruction, and what the quantizer adds to it.
+
+    Args:
+        model: A Tokenizer, possibly wrapped for distributed training.
+        clip: Frames (B, T, H, W, 3); every frame counts alike.
+
+    Returns:
+        The loss and detached scalars: ``reconstruction`` (MSE in [-1, 1] units), ``quantizer_loss``,
+        ``psnr`` (dB), ``perplexity`` of the batch's tokens.
+    """
+    frames = frames_to_model(clip.frames[clip.mask])  # (N, 3, H, W)
+    output = model(frames)
+    inner: Any = getattr(model, "module", model)
+    return reconstruction_loss(frames, output, inner.num_codes)
+
+
+def reconstruction_loss(frames: Tensor, output: Any, num_codes: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """As :func:`tokenizer_loss`, of frames (N, 3, H, W) and the Reconstruction that the tokenizer made of them."""
+    error = F.mse_loss(output.frames.float(), frames)
+    loss = error + output.quantizer_loss
+    with torch.no_grad():
+        frequency = torch.bincount(output.tokens.flatten(), minlength=num_codes).float()
+        frequency = frequency / frequency.sum()
+        metrics = {
+            "reconstruction": error.detach(),
+            "quantizer_loss": output.quantizer_loss.detach(),
+            "psnr": 10 * torch.log10(4 / error.detach()),
+            "perplexity": torch.exp(-torch.special.xlogy(frequency, frequency).sum()),
+        }
+    return loss, metrics
+
+
+def dynamics_loss(model: nn.Module, clip: TokenClip) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the next frame's tokens, plus reward and termination of the transition.
+
+    Frame t + 1 is predicted from frames <= t and actions <= t. The parallel forecast (for drafts) learns along.
+
+    Padding adds zeros and counts in the denominator: so the mean over processes is the mean over the global batch.
+
+    Args:
+        model: A Dynamics, possibly wrapped for distributed training.
+        clip: Tokens (B, T, h, w).
+
+    Returns:
+        The loss and detached scalars: ``nats_per_token``, ``forecast`` (the parallel forecast's), ``reward`` (MSE in
+        symlog units), ``termination`` (nats).
+    """
+    prediction = model(clip.tokens, clip.actions)
+    target = clip.tokens[:, 1:]  # (B, T-1, h, w)
+    nats, forecast = (_nats(logits, target).mean((2, 3)) for logits in (prediction.logits, prediction.forecast))
+    reward_error = (prediction.rewards.float() - symlog(clip.rewards)).square()  # (B, T)
+    ends = F.binary_cross_entropy_with_logits(prediction.termination.float(), clip.terminated.float(), reduction="none")
+    exists, happens = clip.mask[:, 1:].float(), clip.action_mask.float()
+    loss = ((nats + FORECAST_WEIGHT * forecast) * exists).mean() + ((reward_error + ends) * happens).mean()
+    metrics = {
+        "nats_per_token": _masked_mean(nats.detach(), exists),
+        "forecast": _masked_mean(forecast.detach(), exists),
+        "reward": _masked_mean(reward_error.detach(), happens),
+        "termination": _masked_mean(ends.detach(), happens),
+    }
+    return loss, metrics

@@ -1,0 +1,1 @@
+"""Playing environments and keeping what happened. See docs/architecture.md."""

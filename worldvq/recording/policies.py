@@ -1,0 +1,163 @@
+"""Who plays while recording: random, random with held actions, one's own function, or a trained SB3 agent."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from worldvq.errors import UsageError
+from worldvq.recording.config import RecordConfig
+from worldvq.types import ActionSpace
+
+
+class Stream(Protocol):
+    """What recording needs of an adapted environment; ``worldvq_envs.adapters.FrameStream`` is one."""
+
+    action_space: ActionSpace
+    last_observation: Any
+    has_frame: bool
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Begin an episode; returns its first frame (H, W, 3) uint8."""
+        ...
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
+        """Take a stored action; returns frame, reward, terminated, truncated."""
+        ...
+
+    def to_stored_action(self, action: Any) -> np.ndarray:
+        """Turn an action of the environment's own space into a stored one."""
+        ...
+
+    def close(self) -> None:
+        """Free what the environment holds."""
+        ...
+
+
+Policy = Callable[[np.ndarray], Any]
+"""From a frame to the stored action to take."""
+
+
+def load_function(path: str) -> Callable[..., Any]:
+    """Import ``module:function``.
+
+    Raises:
+        UsageError: The module or the function is not there.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"'{path}' cannot be imported ({error}): write module:function, importable from here"
+        ) from None
+
+
+_UNBOUNDED = 1e6
+
+
+def random_action(space: ActionSpace, rng: np.random.Generator) -> np.ndarray:
+    """Draw a stored action: uniformly between bounds, and normally beyond the bound of a side that has only one.
+
+    Bounds of a million and more, such as the largest float32, count as none.
+    """
+    if space.kind != "box":
+        return rng.integers(0, np.array(space.nvec)).reshape(space.shape)
+    low, high = np.array(space.low), np.array(space.high)
+    has_low, has_high = np.abs(low) < _UNBOUNDED, np.abs(high) < _UNBOUNDED
+    both = has_low & has_high
+    uniform = rng.uniform(np.where(both, low, 0), np.where(both, high, 1))
+    normal = rng.standard_normal(len(low))
+    beyond = np.where(has_low, low + np.abs(normal), np.where(has_high, high - np.abs(normal), normal))
+    return np.where(both, uniform, beyond).astype(np.float32)
+
+
+class _Held:
+    """Random actions, each kept for 1 to ``hold`` steps: moves far, where fresh choices every step only jitter."""
+
+    def __init__(self, space: ActionSpace, hold: int, rng: np.random.Generator):
+        self.space, self.hold, self.rng = space, hold, rng
+        self.left = 0
+        self.action: Any = None
+
+    def __call__(self, frame: np.ndarray) -> Any:
+        if self.left == 0:
+            self.action = random_action(self.space, self.rng)
+            self.left = int(self.rng.integers(1, self.hold + 1))
+        self.left -= 1
+        return self.action
+
+
+def check_policy(name: str) -> None:
+    """Refuse a policy that cannot be made, before anything is written.
+
+    Raises:
+        UsageError: Unknown name, function or file, or stable-baselines3 is missing.
+    """
+    if name in ("random", "held"):
+        return
+    if name.endswith(".zip"):
+        if not Path(name).is_file():
+            raise UsageError(f"no such file: {name}")
+        try:
+            importlib.import_module("stable_baselines3")
+        except ImportError:
+            raise UsageError(f'playing {name} needs stable-baselines3: pip install "worldvq[rl]"') from None
+    elif ":" in name:
+        load_function(name)
+    else:
+        raise UsageError(f"unknown policy '{name}': random, held, module:function or an SB3 agent's .zip")
+
+
+def make_policy(config: RecordConfig, stream: Stream, seed: int) -> Policy:
+    """Return the policy for one episode.
+
+    ``module:function`` is called as ``function(action_space, seed)`` and returns a callable from a frame to the
+    stored action.
+    """
+    space, rng = stream.action_space, np.random.default_rng(seed)
+    if config.policy == "random":
+        return lambda frame: random_action(space, rng)
+    if config.policy == "held":
+        return _Held(space, config.hold, rng)
+    if config.policy.endswith(".zip"):
+        return _agent(config.policy, stream, seed)
+    return load_function(config.policy)(space, seed)
+
+
+def _agent(path: str, stream: Stream, seed: int) -> Policy:
+    """A trained agent. Its file holds pickles, so only one that the user named is ever opened."""
+    library = importlib.import_module("stable_baselines3")
+    problems = []
+    for kind in ("PPO", "DQN", "A2C", "SAC", "TD3"):
+        try:
+            agent = getattr(library, kind).load(path, device="cpu")
+        except Exception as error:  # the zip does not say which algorithm it is of
+            problems.append(f"{kind}: {error}")
+            continue
+        agent.set_random_seed(seed)
+        return lambda frame: stream.to_stored_action(agent.predict(stream.last_observation, deterministic=False)[0])
+    raise UsageError(f"{path} is no agent of PPO, DQN, A2C, SAC or TD3 ({problems[0]})")
+
+
+def check_action(space: ActionSpace, action: Any) -> np.ndarray:
+    """Return an action in the stored form.
+
+    Raises:
+        UsageError: It does not fit the space.
+    """
+    value = np.asarray(action)
+    if value.shape == space.shape:
+        if space.kind == "box":
+            low, high = np.array(space.low, np.float32), np.array(space.high, np.float32)
+            if ((value >= low) & (value <= high) & np.isfinite(value)).all():
+                return value.astype(np.float32)
+        elif value.dtype.kind in "iu" and all(
+            0 <= one < n for one, n in zip(value.ravel().tolist(), space.nvec, strict=True)
+        ):
+            return value.astype(np.int64)
+    raise UsageError(f"the policy returned {action!r}, which is no action of {space.kind} {space.nvec or space.shape}")

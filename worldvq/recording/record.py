@@ -1,0 +1,231 @@
+"""Parallel recording: worker processes play whole episodes and write them, the parent lists them in order.
+
+Episode n is a pure function of (seed, n), so the same seed gives the same dataset with any number of workers or shards,
+and an interrupted recording continues with the next number. An environment that fails, hangs or kills its process costs
+the rest of one episode, which is kept as interrupted, and nothing else.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from worldvq.config.env import EnvConfig
+from worldvq.config.yaml_loading import build
+from worldvq.data.episode_files import IndexEntry, file_name, read_index
+from worldvq.data.episodes import DatasetMeta, EpisodeStore, write_episode
+from worldvq.data.shard import Shard
+from worldvq.errors import RunError, UsageError
+from worldvq.files.lock import check_unlocked
+from worldvq.recording.config import RecordConfig
+from worldvq.recording.playing import episode_seed, play
+from worldvq.recording.policies import check_policy
+from worldvq.recording.workers import Failure, Job, Pool
+from worldvq.types import ActionSpace
+
+ATTEMPTS = 3
+"""How often an episode may fail before its first transition."""
+FAILED_EPISODES = 5
+"""After how many interrupted episodes in a row recording ends: the environment is broken."""
+
+__all__ = ["episode_seed", "play", "record", "settings_of"]
+
+
+def record(
+    env: EnvConfig,
+    config: RecordConfig,
+    out: Path,
+    *,
+    stream: str,
+    progress: bool = True,
+    shard: Shard = Shard(),  # noqa: B008 (frozen)
+) -> EpisodeStore:
+    """Record a dataset, or continue one.
+
+    Args:
+        env: What to play.
+        config: How much, by whom. With ``frames``, the first episode that reaches the count is the last.
+        out: Folder of the dataset.
+        stream: ``module:function`` that builds a :class:`~worldvq.recording.policies.Stream` from ``env``.
+        progress: Show a progress bar.
+        shard: Record only this shard's episodes, or its share of the frames; others record theirs into the same folder.
+
+    Returns:
+        The store, open for reading and writing.
+
+    Raises:
+        UsageError: The environment or policy cannot be used, or ``out`` holds another dataset; nothing was written.
+        RunError: The environment keeps failing, the disk is full, or somebody else is recording into ``out``.
+            Committed episodes stay.
+    """
+    check_policy(config.policy)
+    if config.frames is None and config.episodes is None:
+        raise UsageError("nothing to record: set record.frames or record.episodes")
+    check_unlocked(out, shared=not shard.is_whole)
+    pool = Pool(stream, env, config, out)
+    try:
+        meta = _describe(env, config, pool.probe())
+        store = EpisodeStore.create(out, meta, shard)
+        try:
+            try:
+                if _reached(store, config, shard) < _target(config, shard):
+                    with _progress(config, store, shard, progress) as advance:
+                        _fill(store, pool, config, shard, advance)
+            finally:
+                pool.close()
+                _remove_unlisted(store, shard)
+        except BaseException:
+            store.close()
+            raise
+        return store
+    finally:
+        pool.close()
+
+
+def _describe(env: EnvConfig, config: RecordConfig, action_space: ActionSpace) -> DatasetMeta:
+    names = ("worldvq", "gymnasium", "numpy", *(("vizdoom",) if "izdoom" in env.id else ()))
+    return DatasetMeta(
+        env=env,
+        action_space=action_space.to_json(),
+        frame_size=env.size,
+        seed=config.seed,
+        policy=config.policy if config.policy != "held" else f"held {config.hold}",
+        heldout_every=config.heldout_every,
+        compression=config.compression,
+        versions={"python": platform.python_version(), **{name: metadata.version(name) for name in names}},
+    )
+
+
+def settings_of(out: Path) -> tuple[EnvConfig, RecordConfig]:
+    """Return what a dataset was recorded with, so that it can be continued.
+
+    Whoever made the dataset chose what these settings import and run: ask before doing so.
+
+    Raises:
+        UsageError: There is no dataset.
+    """
+    meta = EpisodeStore.open(out).meta
+    policy, _, hold = meta.policy.partition(" ")
+    kept = {"policy": policy, "hold": hold} if policy == "held" and hold else {"policy": meta.policy}
+    kept |= {"seed": meta.seed, "heldout_every": meta.heldout_every, "compression": meta.compression}
+    return meta.env, build(RecordConfig, kept, str(out / EpisodeStore.meta_file))
+
+
+def _target(config: RecordConfig, shard: Shard) -> int:
+    """How many episodes, or else frames, this shard records."""
+    if config.episodes is not None:
+        return shard.share(config.episodes)
+    assert config.frames is not None
+    return -(-config.frames // shard.count)
+
+
+def _reached(store: EpisodeStore, config: RecordConfig, shard: Shard) -> int:
+    return sum(_worth(entry, config) for entry in store.entries if shard.owns(entry.number))
+
+
+def _worth(entry: IndexEntry, config: RecordConfig) -> int:
+    """How far an episode brings a recording: one episode, or else its frames."""
+    return 1 if config.episodes is not None else entry.num_frames
+
+
+def _fill(store: EpisodeStore, pool: Pool, config: RecordConfig, shard: Shard, advance: Any) -> None:
+    """Hand out numbers, commit results in order of number until the target is reached, throw away what is over."""
+    missing = (n for n in count(shard.index, shard.count) if n not in store)
+    jobs: deque[Job] = deque()  # given back by a worker that was replaced, or to be begun again
+    turns: deque[int] = deque()  # numbers in the order in which they are committed
+    waiting: dict[int, tuple[IndexEntry, str]] = {}
+    reached, target, in_a_row = _reached(store, config, shard), _target(config, shard), 0
+    for _ in range(min(config.workers, config.episodes or config.workers) - 1):
+        pool.start()
+    while reached < target:
+        while pool.idle:
+            job = jobs.popleft() if jobs else Job(next(missing))
+            if config.episodes is not None and job.number >= config.episodes:
+                break
+            if job.attempt == 0 and job.number not in turns:
+                turns.append(job.number)
+            pool.give(job)
+        for result in pool.results():
+            if isinstance(result, Job):
+                jobs.append(result)
+            elif isinstance(result, IndexEntry):
+                waiting[result.number] = result, ""
+            else:
+                _take_failure(result, store, config, jobs, waiting)
+        while turns and turns[0] in waiting and reached < target:
+            entry, error = waiting.pop(turns.popleft())
+            store.append(entry)
+            reached += _worth(entry, config)
+            in_a_row = in_a_row + 1 if entry.interrupted else 0
+            if in_a_row >= FAILED_EPISODES:
+                raise RunError(f"{in_a_row} episodes in a row failed, all kept in {store.path}; the last: {error}")
+        advance(store, reached)
+
+
+def _take_failure(
+    failure: Failure, store: EpisodeStore, config: RecordConfig, jobs: deque[Job], waiting: dict[int, Any]
+) -> None:
+    """Keep what was played of an episode that failed, or have it begun once more."""
+    job, episode = failure.job, failure.episode
+    error = f"'{store.meta.env.id}', episode {job.number}, seed {failure.seed}: {failure.error}"
+    if episode is not None:
+        entry = write_episode(store.path, job.number, episode, config.compression)
+        waiting[job.number] = entry, error
+        outcome = f"interrupted after {len(episode)} steps" if episode.interrupted else "was over all the same"
+    elif job.attempt + 1 < ATTEMPTS:
+        jobs.appendleft(Job(job.number, job.attempt + 1))
+        outcome = "begun again"
+    else:
+        raise RunError(f"{error} (before the first step, {ATTEMPTS} times); committed episodes are safe")
+    print(f"worldvq: {error}; {outcome}, its worker is replaced", file=sys.stderr, flush=True)
+
+
+def _remove_unlisted(store: EpisodeStore, shard: Shard) -> None:
+    """Remove files that are finished or half-written but not committed, from the first number that is missing on."""
+    # What is committed stands on disk; the store in memory may not know, as Ctrl-C can come right after.
+    listed = {entry.number for entry in (*read_index(store.path / shard.index_name)[0], *store.entries)}
+    first = next(n for n in count(shard.index, shard.count) if n not in listed)
+    for file in (store.path / "episodes").iterdir():
+        name = file.name.removeprefix(".").partition(".")[0]
+        if not name.isdecimal() or not shard.owns(number := int(name)) or number < first or number in listed:
+            continue
+        if file.suffix == ".tmp" or file == store.path / file_name(number):
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _progress(config: RecordConfig, store: EpisodeStore, shard: Shard, show: bool) -> Iterator[Any]:
+    """Yield a function that shows how far the store is: a bar on a terminal, a line now and then elsewhere."""
+    console = Console(stderr=True)
+    columns = (TextColumn("recording"), BarColumn(), TextColumn("{task.fields[text]}"))
+    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+    task = bar.add_task("record", total=_target(config, shard), text="starting workers")
+    begun, before, last = time.monotonic(), store.num_frames, time.monotonic()
+
+    def advance(store: EpisodeStore, reached: int) -> None:
+        nonlocal last
+        rate = (store.num_frames - before) / (time.monotonic() - begun)
+        text = f"{len(store)} episodes, {store.num_frames} frames, {rate:.0f} frames/s"
+        bar.update(task, completed=reached, text=text)
+        if show and not console.is_terminal and time.monotonic() - last > 10:
+            last = time.monotonic()
+            print(f"recording: {text}", flush=True)
+
+    if show and console.is_terminal:
+        bar.start()
+    try:
+        yield advance
+    finally:
+        if bar.live.is_started:
+            bar.stop()

@@ -1,0 +1,1 @@
+"""The road, stage by stage. See docs/architecture.md."""

@@ -1,0 +1,113 @@
+"""Training the action-conditioned dynamics on tokens, and joining it with its tokenizer into a world."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import worldvq
+from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
+from worldvq.data.tokens import TokenMeta, TokenStore
+from worldvq.errors import UsageError
+from worldvq.evaluation.config import EvaluateConfig
+from worldvq.files.differences import require_same
+from worldvq.files.weights import hash_module
+from worldvq.media.pictures import grid, save_png
+from worldvq.models.dynamics import Dynamics
+from worldvq.models.loading import load_tokenizer
+from worldvq.models.losses import dynamics_loss
+from worldvq.stages.experiment import DynamicsSections, ExperimentConfig
+from worldvq.training.config import TrainConfig
+from worldvq.training.fit import fit
+from worldvq.training.identity import claim
+from worldvq.training.processes import make_accelerator
+from worldvq.world.model import WorldModel
+
+PICTURE_CLIPS = 4
+
+
+def train_dynamics(
+    config: ExperimentConfig, tokens: Path, tokenizer: Path, out: Path, world: Path, trackers: Sequence[str] = ()
+) -> WorldModel:
+    """Train the dynamics on tokens, then join it with its tokenizer into a world.
+
+    Raises:
+        UsageError: The tokens were made by another tokenizer, or ``out`` holds another run.
+    """
+    store = TokenStore.open(tokens)
+    vqvae = load_tokenizer(tokenizer)
+    made = {"tokenizer_hash": store.meta.tokenizer_hash, "grid": store.meta.grid, "num_codes": store.meta.num_codes}
+    made |= {"frame_size": store.meta.dataset.frame_size}
+    require_same(
+        made,
+        {
+            "tokenizer_hash": hash_module(vqvae),
+            "grid": vqvae.grid,
+            "num_codes": vqvae.num_codes,
+            "frame_size": vqvae.config.frame_size,
+        },
+        f"{tokens} was made by another tokenizer than {tokenizer}",
+        "run `worldvq tokenize` again into a new folder",
+        ("there", "of the tokenizer"),
+    )
+    training = config.dynamics_training
+    main = make_accelerator(training.precision).is_main_process
+    torch.manual_seed(training.seed)
+    model = Dynamics(config.dynamics, vqvae.grid, vqvae.num_codes, store.action_space)
+    model.initialize_embeddings(vqvae.quantizer.codebook)
+    batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
+    joined = WorldModel(vqvae, model, _world_meta(store.meta, config.evaluate))
+    height, width = vqvae.grid
+    summary = f"dynamics, {height * width} tokens a frame, clips of {training.clip_frames} frames"
+    picture = _imagined_strip(joined, store, config.evaluate, training, out)
+    taken = functools.partial(
+        claim, out, "dynamics", config.sections(DynamicsSections), made | {"action_space": store.action_space.to_json()}
+    )
+    model = fit(
+        model, dynamics_loss, batches, training, out, summary=summary, picture=picture, claim=taken, trackers=trackers
+    )
+    assert isinstance(model, Dynamics)
+    joined = WorldModel(vqvae.to(next(model.parameters()).device), model, joined.meta)
+    if main:
+        joined.save(world)
+    return joined
+
+
+def _world_meta(meta: TokenMeta, protocol: EvaluateConfig) -> dict[str, Any]:
+    dataset = meta.dataset.model_dump(mode="json")
+    return {
+        "dataset": dataset,
+        "env_id": meta.dataset.env.id,
+        "sampling": protocol.sampling.model_dump(mode="json"),
+        "versions": {"worldvq": worldvq.__version__},
+    }
+
+
+def _imagined_strip(
+    world: WorldModel, store: TokenStore, protocol: EvaluateConfig, training: TrainConfig, out: Path
+) -> Callable[[torch.nn.Module, int], np.ndarray] | None:
+    """Return the picture of a dynamics run: decoded true tokens over imagined ones, for a few held-out clips."""
+    length = protocol.context + protocol.horizon
+    try:
+        clip = read_clips(store, heldout_clips(store, PICTURE_CLIPS, length, training.seed), length)
+    except UsageError:  # held-out episodes are shorter than that: training goes on without pictures
+        return None
+
+    def picture(model: torch.nn.Module, step: int) -> np.ndarray:
+        device = next(model.parameters()).device
+        here = WorldModel(world.tokenizer.to(device), model, world.meta)  # type: ignore[arg-type]
+        imagined = here.imagine_tokens(clip.tokens[:, : protocol.context], clip.actions[:, :-1], seed=training.seed)
+        true = here.render(clip.tokens)
+        dreamt = true.clone()
+        dreamt[:, protocol.context :] = here.render(imagined.tokens)
+        rows = [row for pair in zip(true, dreamt, strict=True) for row in pair]
+        drawn = grid(np.stack([row.numpy() for row in rows]), scale=2)
+        save_png(out / "pictures" / f"{step:08d}.png", drawn)
+        return drawn
+
+    return picture

@@ -1,0 +1,127 @@
+"""One YAML file a road: the sections of every stage, joined, and how they are read and overridden.
+
+A stage is a class of sections here, a module beside this one, and a verb of the command line; nothing else knows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from worldvq.config.env import EnvConfig
+from worldvq.config.fields import Config
+from worldvq.config.yaml_loading import apply_override, build, read_yaml
+from worldvq.errors import UsageError, did_you_mean
+from worldvq.evaluation.config import EvaluateConfig
+from worldvq.models.config import DynamicsConfig, TokenizerConfig, TokenizerLossConfig
+from worldvq.recording.config import RecordConfig
+from worldvq.training.config import TrainConfig
+
+
+class RecordSections(Config):
+    """What :mod:`worldvq.recording` is told."""
+
+    env: EnvConfig = EnvConfig()
+    record: RecordConfig = RecordConfig()
+
+
+class TokenizerSections(Config):
+    """What :mod:`worldvq.stages.tokenizer` is told."""
+
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    tokenizer_training: TrainConfig = TrainConfig()
+    tokenizer_loss: TokenizerLossConfig = TokenizerLossConfig()
+
+    @model_validator(mode="after")
+    def _motion_needs_frames(self) -> Self:
+        if self.tokenizer_loss.motion and self.tokenizer_training.clip_frames < 2:
+            raise ValueError(
+                f"tokenizer_loss.motion {self.tokenizer_loss.motion} compares a frame with the one before it: set "
+                f"tokenizer_training.clip_frames to 2 or more, got {self.tokenizer_training.clip_frames}"
+            )
+        return self
+
+
+class DynamicsSections(Config):
+    """What :mod:`worldvq.stages.dynamics` is told."""
+
+    dynamics: DynamicsConfig = DynamicsConfig()
+    dynamics_training: TrainConfig = TrainConfig(batch_size=8, clip_frames=16)
+
+
+class EvaluateSections(Config):
+    """What :mod:`worldvq.evaluation` is told."""
+
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+class ExperimentConfig(EvaluateSections, DynamicsSections, TokenizerSections, RecordSections):
+    """A whole road from an environment to an imagined video."""
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        if self.env.size != self.tokenizer.frame_size:
+            raise ValueError(f"env.size {self.env.size} and tokenizer.frame_size {self.tokenizer.frame_size} differ")
+        return self
+
+    def sections(self, stage: type[Config]) -> dict[str, Any]:
+        """Return the sections of a stage as plain data: what decides its run."""
+        return self.model_dump(mode="json", include=set(stage.model_fields))
+
+
+def find_config(name: str | Path) -> Path:
+    """Return the path of a config: a file, or the name of one that ships with worldvq (``maze``, ``doom`` …).
+
+    Raises:
+        UsageError: There is no such file or name; the known names are listed.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    package = Path(__file__).resolve().parents[1]
+    folders = [package / "configs", package.parent / "configs"]
+    for folder in folders:
+        shipped = folder / f"{path.name.removesuffix('.yaml')}.yaml"
+        if shipped.is_file() and path.parent in (Path(), Path("configs")):
+            return shipped
+    names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    raise UsageError(
+        f"no config '{name}'{did_you_mean(path.stem, names)}: give a YAML file or one of {', '.join(names)}"
+    )
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
+    """Read a YAML experiment and apply ``key.path=value`` overrides.
+
+    Raises:
+        UsageError: Missing file, malformed YAML, unknown key or wrong value.
+    """
+    file = find_config(path)
+    data = read_yaml(file) or {}
+    if not isinstance(data, dict):
+        raise UsageError(f"{file}: expected keys and values, got {type(data).__name__}")
+    overrides = list(overrides)
+    for override in overrides:
+        apply_override(data, override)
+    return build(ExperimentConfig, data, f"{file}" + (f" with {' '.join(overrides)}" if overrides else ""))
+
+
+def override(config: ExperimentConfig, changes: dict[str, Any], overrides: Iterable[str] = ()) -> ExperimentConfig:
+    """Return a config with values changed by key path, then by ``key.path=value`` texts.
+
+    Raises:
+        UsageError: An unknown key or a wrong value.
+    """
+    data = config.model_dump(mode="json")
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        node = data
+        for key in parents:
+            node = node[key]
+        node[last] = value
+    for text in overrides:
+        apply_override(data, text)
+    return build(ExperimentConfig, data, "options")

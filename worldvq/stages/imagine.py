@@ -1,0 +1,104 @@
+"""Imagine what follows held-out contexts, under recorded or chosen actions, and render it beside reality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldvq.data.clips import heldout_clips, read_clips
+from worldvq.data.episodes import EpisodeStore
+from worldvq.errors import UsageError
+from worldvq.evaluation.protocol import check_fits
+from worldvq.media.pictures import paper_figure, save_png, save_rollout
+from worldvq.types import ActionSpace, Clip
+from worldvq.world.actions import find_action, read_actions
+from worldvq.world.model import WorldModel
+
+PAPER = (("forward",), ("turn_right", "look_right", "right"))
+"""The two rows of the figure of the VQ-VAE paper: what the name of the action ends with, best first."""
+
+
+def imagine(
+    world_folder: Path,
+    data: Path,
+    out: Path,
+    context: int,
+    num_frames: int,
+    actions: str,
+    num_clips: int,
+    seed: int,
+    sampling: dict[str, Any],
+    device: str = "auto",
+) -> list[Path]:
+    """Write the rollout video and its strip, or the paper's figure.
+
+    Args:
+        world_folder: A trained world.
+        data: Dataset whose held-out episodes give the contexts.
+        out: Video file; its suffix chooses the format. ``paper`` writes a PNG.
+        context: Real frames given.
+        num_frames: Imagined frames.
+        actions: ``recorded``, ``paper``, an action's name or number, or a file.
+        num_clips: Contexts.
+        seed: Of the contexts and of the sampling.
+        sampling: ``temperature``, ``top_k``, ``top_p``; what is missing or None is the world's own.
+        device: See :meth:`WorldModel.load`.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: Something does not fit; nothing was written.
+    """
+    world = WorldModel.load(world_folder, device)
+    sampling = world.sampling_with(sampling)
+    store = EpisodeStore.open(data)
+    check_fits(world, store)
+    # With recorded actions the whole window must exist; otherwise the context is enough.
+    length = context + num_frames if actions == "recorded" else context
+    clip = read_clips(store, heldout_clips(store, num_clips, length, seed), length)
+    if actions == "paper":
+        return [_paper(world, clip, out, num_frames, seed, sampling)]
+    taken = clip.actions[:, : context + num_frames - 1]
+    if actions != "recorded":
+        taken = torch.cat(
+            [clip.actions[:, : context - 1], _chosen(world.action_space, actions, num_frames, len(taken))], 1
+        )
+    imagined = world.imagine(clip.frames[:, :context], taken, seed=seed, **sampling)
+    real = clip.frames
+    if actions != "recorded":  # nothing real to show: what was imagined stands alone
+        real = torch.cat([clip.frames, torch.zeros_like(imagined)], 1)
+    reconstruction = world.render(world.tokenize(clip.frames))
+    if actions != "recorded":
+        reconstruction = torch.cat([reconstruction, torch.zeros_like(imagined)], 1)
+    arrays = [part.numpy() for part in (real, reconstruction, imagined, taken)]
+    return list(save_rollout(out, arrays[0], arrays[1], arrays[2], arrays[3], world.action_space, context))
+
+
+def _chosen(space: ActionSpace, actions: str, num_frames: int, batch: int) -> torch.Tensor:
+    """Actions of the imagined steps, (B, N, ...)."""
+    if Path(actions).suffix in (".npy", ".json"):
+        steps = read_actions(Path(actions), space, num_frames)
+    else:
+        steps = np.repeat(find_action(space, actions)[None], num_frames, axis=0)
+    return torch.from_numpy(steps)[None].expand(batch, *steps.shape)
+
+
+def _paper(world: WorldModel, clip: Clip, out: Path, num_frames: int, seed: int, sampling: dict[str, Any]) -> Path:
+    """One context; all forward in the first row, all turn right in the second (van den Oord et al. 2017, figure 7)."""
+    names = [name.lower() for name in world.action_space.names]
+    chosen = [next((n for end in ends for n in names if n.endswith(end)), None) for ends in PAPER]
+    if None in chosen:
+        raise UsageError(
+            "--actions paper needs actions called forward and right, this world has "
+            f"{', '.join(names) or 'none with names'}"
+        )
+    frames, before = clip.frames[:1], clip.actions[:1, : clip.frames.shape[1] - 1]
+    rows = {}
+    for name in chosen:
+        steps = _chosen(world.action_space, str(name), num_frames, 1)
+        rows[str(name)] = world.imagine(frames, torch.cat([before, steps], 1), seed=seed, **sampling)[0].numpy()
+    return save_png(out.with_suffix(".png"), paper_figure(frames[0].numpy(), rows))

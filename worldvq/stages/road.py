@@ -1,0 +1,73 @@
+"""The whole road: every stage in a row, each only if it is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from worldvq.errors import CorruptFileError, UsageError
+from worldvq.evaluation.config import EvaluateConfig
+from worldvq.evaluation.protocol import evaluate
+from worldvq.files.reading import read_json
+from worldvq.stages.dynamics import train_dynamics
+from worldvq.stages.experiment import ExperimentConfig
+from worldvq.stages.imagine import imagine
+from worldvq.stages.record import record
+from worldvq.stages.tokenizer import train_tokenizer
+from worldvq.stages.tokens import tokenize
+from worldvq.world.model import WorldModel
+
+FOLDERS = ("data", "tokenizer", "tokens", "dynamics", "world", "report")
+MAX_REPORT = 64 * 2**20
+"""Bytes of a report; it grows with the horizon."""
+
+
+def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Record, train the tokenizer, tokenize, train the dynamics, evaluate, render; each stage only if it is missing.
+
+    Returns:
+        The report, with ``stage_seconds`` of what ran now.
+    """
+    data, tokenizer, tokens, dynamics, world, report = (out / name for name in FOLDERS)
+    seconds: dict[str, float] = {}
+
+    def stage(name: str, work: Callable[[], Any]) -> Any:
+        say(f"{name} ...")
+        begun = time.monotonic()
+        result = work()
+        seconds[name] = round(time.monotonic() - begun, 1)
+        return result
+
+    stage("record", lambda: record(config.env, config.record, data).close())
+    stage("train tokenizer", lambda: train_tokenizer(config, data, tokenizer))
+    stage("tokenize", lambda: tokenize(tokenizer, data, tokens))
+    stage("train dynamics", lambda: train_dynamics(config, tokens, tokenizer, dynamics, world))
+    stage("evaluate", lambda: _evaluate_once(world, data, report, config.evaluate))
+    stage("render", lambda: _render(world, data, out, config.evaluate))
+    return {**read_json(report / "report.json", MAX_REPORT), "stage_seconds": seconds}
+
+
+def _evaluate_once(folder: Path, data: Path, out: Path, config: EvaluateConfig) -> None:
+    """Evaluate, unless the report of this very world and protocol is there."""
+    world = WorldModel.load(folder)
+    path = out / "report.json"
+    with contextlib.suppress(CorruptFileError, KeyError, TypeError):
+        report = read_json(path, MAX_REPORT)
+        if report["protocol"] == config.model_dump(mode="json") and report["world"]["hash"] == world.hash():
+            return
+    evaluate(world, data, out, config)
+
+
+def _render(world: Path, data: Path, root: Path, config: EvaluateConfig) -> None:
+    """Write ``rollout.mp4`` and its strip and, where actions have the names it needs, the figure of the paper."""
+
+    def write(name: str, actions: str) -> None:
+        out, sampling = root / name, config.sampling.model_dump()
+        imagine(world, data, out, config.context, config.horizon, actions, 4, config.seed, sampling)
+
+    write("rollout.mp4", "recorded")
+    with contextlib.suppress(UsageError):
+        write("paper.png", "paper")

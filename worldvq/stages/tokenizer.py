@@ -1,0 +1,64 @@
+"""Training the VQ-VAE that turns frames into tokens."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
+from worldvq.data.episodes import EpisodeStore
+from worldvq.files.differences import require_same
+from worldvq.media.pictures import grid, save_png
+from worldvq.models.loading import save_tokenizer
+from worldvq.models.tokenizer import Tokenizer
+from worldvq.models.tokenizer_losses import make_tokenizer_loss
+from worldvq.stages.experiment import ExperimentConfig, TokenizerSections
+from worldvq.training.fit import fit
+from worldvq.training.identity import claim
+from worldvq.training.processes import make_accelerator
+from worldvq.types import frames_from_model, frames_to_model
+
+PICTURE_ROWS = 8
+
+
+def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: Sequence[str] = ()) -> Tokenizer:
+    """Train the VQ-VAE on a dataset; resumes, or returns at once if it is done.
+
+    Raises:
+        UsageError: The dataset's frames have another size than the config's, ``out`` holds another run, or a loss
+            needs something that is not installed.
+    """
+    store = EpisodeStore.open(data)
+    require_same(
+        {"frame_size": store.meta.frame_size},
+        {"frame_size": config.tokenizer.frame_size},
+        f"{data} does not fit the config",
+        f"set tokenizer.frame_size and env.size to {list(store.meta.frame_size)}, or record again",
+        ("there", "in the config's tokenizer"),
+    )
+    training = config.tokenizer_training
+    main = make_accelerator(training.precision).is_main_process
+    torch.manual_seed(training.seed)
+    tokenizer = Tokenizer(config.tokenizer)
+    model, loss = make_tokenizer_loss(tokenizer, config.tokenizer_loss)
+    batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
+    shown = read_clips(store, heldout_clips(store, PICTURE_ROWS, 1, training.seed), 1).frames[:, 0]  # (8, H, W, 3)
+
+    def picture(model: torch.nn.Module, step: int) -> np.ndarray:
+        output = model(frames_to_model(shown).to(next(model.parameters()).device))
+        drawn = grid(np.stack([shown.numpy(), frames_from_model(output.frames).cpu().numpy()]), scale=2)
+        save_png(out / "pictures" / f"{step:08d}.png", drawn)
+        return drawn
+
+    height, width = config.tokenizer.grid
+    summary = f"tokenizer, {height * width} tokens a frame of {config.tokenizer.quantizer.num_codes} codes"
+    inputs = {"frame_size": store.meta.frame_size, "env": store.meta.env.model_dump(mode="json")}
+    taken = functools.partial(claim, out, "tokenizer", config.sections(TokenizerSections), inputs)
+    fit(model, loss, batches, training, out, summary=summary, picture=picture, claim=taken, trackers=trackers)
+    if main:
+        save_tokenizer(out, tokenizer)
+    return tokenizer

@@ -1,0 +1,73 @@
+"""Turning every frame of a dataset into tokens, once, so that the dynamics trains on them alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from worldvq.data.episodes import EpisodeStore
+from worldvq.data.shard import Shard
+from worldvq.data.shards import merge_shards, shard_indexes
+from worldvq.data.sharing import Processes, local_device
+from worldvq.data.tokens import TokenMeta, TokenStore
+from worldvq.files.differences import require_same
+from worldvq.files.weights import hash_module
+from worldvq.models.loading import load_tokenizer
+from worldvq.models.tokenizer import Tokenizer
+from worldvq.types import frames_to_model
+from worldvq.world.engine import resolve_device
+
+
+def tokenize(tokenizer: Path, data: Path, out: Path, device: str = "auto") -> TokenStore:
+    """Turn every frame of a dataset into tokens; continues where it stopped.
+
+    Processes that were started together (``accelerate launch``) take turns with the episodes, each into a shard of the
+    store. The result is that of one process, and any number of processes can continue what another one began.
+
+    Raises:
+        UsageError: No tokenizer, no dataset, or frames of another size.
+        RunError: Another run is writing to ``out``, or something cannot be written.
+    """
+    processes = Processes()
+    model = load_tokenizer(tokenizer, resolve_device(local_device(device)))
+    store = EpisodeStore.open(data)
+    require_same(
+        {"frame_size": store.meta.frame_size},
+        {"frame_size": model.config.frame_size},
+        f"{data} does not fit {tokenizer}",
+        "take the dataset that the tokenizer was trained on, or another one of its size",
+        ("there", "of the tokenizer"),
+    )
+    meta = TokenMeta(tokenizer_hash=hash_module(model), dataset=store.meta, num_codes=model.num_codes, grid=model.grid)
+    if processes.is_first:
+        if shard_indexes(out):  # of a run that was ended, perhaps of other processes
+            merge_shards(out)
+        TokenStore.create(out, meta).close()
+    processes.follow_first()
+    shard = Shard(processes.index, processes.count)
+    with TokenStore.create(out, meta, shard) as tokens:
+        _tokenize_missing(model, store, tokens, shard)
+    processes.gather()
+    if processes.is_first:
+        merge_shards(out)
+    processes.follow_first()
+    tokens = TokenStore.open(out)
+    processes.gather()  # the first one may keep the counters: it stays until all have read
+    return tokens
+
+
+def _tokenize_missing(model: Tokenizer, store: EpisodeStore, tokens: TokenStore, shard: Shard) -> None:
+    """Write the tokens of this shard's episodes that have none yet."""
+    console = Console(stderr=True)
+    device = next(model.parameters()).device
+    missing = [number for number in store.numbers("all") if shard.owns(number) and number not in tokens]
+    for number in track(missing, "tokenizing", console=console, disable=shard.index > 0 or not console.is_terminal):
+        episode = store.read(number)
+        frames = torch.from_numpy(np.array(episode.frames))
+        with torch.no_grad():
+            parts = [model.encode(frames_to_model(part.to(device))).cpu() for part in frames.split(256)]
+        tokens.write(number, torch.cat(parts).numpy(), episode)

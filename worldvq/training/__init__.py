@@ -1,0 +1,1 @@
+"""One loop for every model. See docs/architecture.md."""

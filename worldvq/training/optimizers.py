@@ -1,0 +1,79 @@
+"""Optimizers over the parameters of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from worldvq.nn.conv import Convolution
+from worldvq.training.config import OptimizerConfig
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Return AdamW over all parameters, or Muon over the hidden matrices with AdamW over the rest.
+
+    Weight decay is on matrices only: not on embeddings, gains and biases.
+    """
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    # Linear layers of attention and feed-forward have no bias; what reads the input or writes the output has one.
+    layers = [m for m in model.modules() if isinstance(m, Convolution) or (isinstance(m, nn.Linear) and m.bias is None)]
+    hidden = {id(m.weight): m.weight for m in layers} if config.kind == "muon" else {}
+    others = [p for p in model.parameters() if id(p) not in hidden]
+    groups = [
+        {"params": [p for p in others if p.ndim >= 2 and id(p) not in tables], "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.ndim < 2 or id(p) in tables], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    if not hidden:
+        return adamw
+    muon = torch.optim.Muon(
+        list(hidden.values()),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",  # so that one rate suits both (Liu et al. 2025, eq. 4)
+    )
+    return Together(muon, adamw)
+
+
+class Together(torch.optim.Optimizer):
+    """Two optimizers, each of its own parameters, as one: for a loop, a checkpoint and Accelerate, which take one."""
+
+    def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer):
+        self._parts = (first, second)
+        super().__init__([*first.param_groups, *second.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Let both parts work on the groups and the state that are saved and loaded as one."""
+        first, second = self._parts
+        count = len(first.param_groups)
+        first.param_groups, second.param_groups = self.param_groups[:count], self.param_groups[count:]
+        first.state = second.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load; see :class:`torch.optim.Optimizer`."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Let both take a step."""
+        for part in self._parts:
+            part.step(closure)
+
+
+def state_layout(optimizer: torch.optim.Optimizer) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shape and dtype of every state that an optimizer of :func:`make_optimizer` keeps, by ``index.key``.
+
+    The index counts parameters as ``optimizer.state_dict()`` does. A parameter without a gradient so far has no state.
+    """
+    layout = {}
+    parameters = [(group, p) for group in optimizer.param_groups for p in group["params"]]
+    for index, (group, p) in enumerate(parameters):
+        if "momentum" in group:  # Muon
+            layout[f"{index}.momentum_buffer"] = (p.shape, p.dtype)
+            continue
+        layout[f"{index}.step"] = (torch.Size(), torch.float32)
+        layout[f"{index}.exp_avg"] = layout[f"{index}.exp_avg_sq"] = (p.shape, p.dtype)
+    return layout

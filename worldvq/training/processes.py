@@ -1,0 +1,113 @@
+"""The processes of a training run: how they start, agree, and end together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import parse_flag_from_env
+
+from worldvq.errors import RunError
+from worldvq.files.atomic import disk_errors
+from worldvq.files.lock import Lock
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return ``bf16`` for ``auto`` where the device multiplies in bf16, ``no`` where it would only imitate it."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    able = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # torch 2.10 has it not yet
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
+
+
+def make_accelerator(precision: str, trackers: Sequence[str] = (), out: Path | None = None) -> Accelerator:
+    """Return an Accelerator; under ``accelerate launch`` it joins the other processes.
+
+    Args:
+        precision: As in TrainConfig.
+        trackers: Names that Accelerate knows; it starts them when told to.
+        out: Where those that write files do so.
+    """
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    # Accelerate hands torch an argument that torch 2.13 renames.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    # FSDP warns of outputs that are views; no loss here writes into them.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
+    # Buffers are codebooks: already equal on every process, and updated in place during forward.
+    handler = DistributedDataParallelKwargs(broadcast_buffers=False)
+    on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    precision = resolve_precision(precision, torch.device("cuda" if on_gpu else "cpu"))
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # the stage before in this process had another one
+    return Accelerator(
+        mixed_precision=precision,
+        kwargs_handlers=[handler],
+        log_with=list(trackers) or None,
+        project_dir=str(out) if out else None,
+    )
+
+
+def highest(accelerator: Accelerator, values: Sequence[int] | torch.Tensor) -> list[int]:
+    """The highest of each value over all processes: how they agree on what to do next."""
+    agreed = torch.as_tensor(values, dtype=torch.int64, device=accelerator.device)
+    if accelerator.num_processes > 1:
+        dist.all_reduce(agreed, dist.ReduceOp.MAX)
+    return agreed.tolist()
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], Any]) -> None:
+    """Let the main process work while the others wait; if it fails, all do, instead of waiting for ever.
+
+    Raises:
+        RunError: In the other processes, when the main one failed; that one raises what it was.
+    """
+    error = None
+    if accelerator.is_main_process:
+        try:
+            work()
+        except Exception as caught:
+            error = caught
+    (failed,) = highest(accelerator, [error is not None])
+    if error:
+        raise error
+    if failed:
+        raise RunError(f"process {accelerator.process_index} ends because the main process failed; that one says why")
+
+
+@contextlib.contextmanager
+def holding(accelerator: Accelerator, out: Path, claim: Callable[[], None] | None) -> Iterator[None]:
+    """Hold a run folder while the block runs: one trainer at a time, of which the main process writes.
+
+    Args:
+        accelerator: Of the run.
+        out: The folder; it is created.
+        claim: What the main process does first, before anything else is written.
+
+    Raises:
+        RunError: Another trainer holds it; names its owner.
+    """
+    held: list[Lock] = []
+
+    def acquire() -> None:
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+        held.append(Lock(out))
+        if claim:
+            claim()
+
+    try:
+        on_main(accelerator, acquire)
+        yield
+    finally:
+        for lock in held:
+            lock.release()

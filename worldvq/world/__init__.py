@@ -1,0 +1,1 @@
+"""A world model, and the dreams in it. See docs/architecture.md."""

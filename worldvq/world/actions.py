@@ -1,0 +1,94 @@
+"""Actions as people and programs give them, checked against an action space."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from worldvq.errors import CorruptFileError, UsageError, did_you_mean
+from worldvq.files.reading import open_file, read_json
+from worldvq.types import ActionSpace
+
+
+def find_action(space: ActionSpace, name: str) -> np.ndarray:
+    """Return the stored action of a name or number, for instance ``forward``, ``TURN_RIGHT``, ``3``, ``0,1,0``.
+
+    Raises:
+        UsageError: There is none; the names are listed.
+    """
+    if space.kind == "discrete":
+        names = {option.lower(): index for index, option in enumerate(space.names)}
+        index = names.get(name.lower(), int(name) if name.isdecimal() else -1)
+        if not 0 <= index < space.nvec[0]:
+            options = ", ".join(space.names) or f"0 to {space.nvec[0] - 1}"
+            hint = did_you_mean(name.lower(), names)
+            raise UsageError(f"no action '{name}'{hint}: recorded, paper, a .npy or .json file, or one of {options}")
+        return np.asarray(index, space.dtype)
+    try:
+        action = np.array([float(part) for part in name.split(",")])
+    except ValueError:
+        action = np.empty(0)
+    if action.shape != space.shape:
+        raise UsageError(f"--actions {name}: write {space.shape[0]} numbers with commas between, recorded, or a file")
+    return check_actions(action[None], space, f"--actions {name}")[0]
+
+
+def read_actions(path: Path, space: ActionSpace, num_steps: int) -> np.ndarray:
+    """Read ``num_steps`` actions from a .npy array or a .json list.
+
+    Raises:
+        UsageError: No such file, too few, or out of range.
+        CorruptFileError: The file cannot be read.
+    """
+    if not path.is_file():
+        raise UsageError(f"no such file of actions: {path}")
+    try:
+        actions = _read_list(path, space) if path.suffix == ".json" else _read_array(path)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    except Exception as error:  # on a broken header numpy raises errors of many types
+        problem = str(error).removeprefix(f"{path}: ")
+        raise CorruptFileError(f"{path} cannot be read as actions: {problem}") from None
+    if actions.shape[:1] < (num_steps,) or actions.shape[1:] != space.shape:
+        raise UsageError(f"{path}: actions {list(actions.shape)}, but {[num_steps, *space.shape]} are needed")
+    return check_actions(actions[:num_steps], space, str(path))
+
+
+def _read_list(path: Path, space: ActionSpace) -> np.ndarray:
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise ValueError("it holds no list")
+    return np.asarray([find_action(space, row) if isinstance(row, str) else row for row in rows])
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """Read a .npy file of numbers; memory is taken only once the file was seen to be as long as it says."""
+    with open_file(path) as (file, size):
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"format {version} is not read")
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(file)
+        if dtype.kind not in "iufb":
+            raise ValueError(f"it holds {dtype}, not numbers; nothing is unpickled")
+        count, left = math.prod(shape), size - file.tell()
+        if count < 0 or count * dtype.itemsize != left:
+            raise ValueError(f"{list(shape)} {dtype} are not its {left:,} bytes")
+        return np.frombuffer(file.read(), dtype, count).reshape(shape, order="F" if fortran else "C")
+
+
+def check_actions(actions: np.ndarray, space: ActionSpace, source: str) -> np.ndarray:
+    """Return actions in the stored dtype, if all are within the space."""
+    low = np.array(space.low) if space.kind == "box" else 0
+    high = np.array(space.high) if space.kind == "box" else np.array(space.nvec).reshape(space.shape) - 1
+    if actions.dtype.kind not in "iuf":
+        raise UsageError(f"{source}: actions are numbers, these are {actions.dtype}")
+    wrong = ~np.isfinite(actions) | (actions < low) | (actions > high)
+    if space.kind != "box":
+        wrong |= actions != np.round(actions)
+    if wrong.any():
+        bounds = space.nvec or (space.low, space.high)
+        raise UsageError(f"{source}: the action {actions[wrong][0]} lies outside {space.kind} {bounds}")
+    return actions.astype(space.dtype)
