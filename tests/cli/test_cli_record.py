@@ -103,7 +103,8 @@ def test_merging_what_is_no_store_is_refused(tmp_path):
 @pytest.mark.parametrize("command", [MAZE, [*MAZE, "--shard", "0/2"], ["data", "merge"]])
 def test_a_second_writer_is_told_before_anything_heavy_is_imported(tmp_path, command):
     lock = Lock(tmp_path)
-    code = "import sys\ntry:\n    from worldvq import cli; cli.main()\nfinally:\n    assert 'torch' not in sys.modules"
+    code = "import sys\nfrom worldvq.cli.main import main\n"
+    code += "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
     arguments = [*command, "--out", str(tmp_path)] if command[0] == "record" else [*command, str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     check(done, 1, [f"{tmp_path}: process ", " is writing to it"])

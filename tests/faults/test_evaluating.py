@@ -8,7 +8,7 @@ import pytest
 from support.command_line import run
 from support.fault_tools import Command, Watch, launch, numbers_of_report, only_slow, start_ranks, wait_until
 
-from worldvq.evaluation import evaluate as module
+from worldvq.evaluation import protocol as module
 from worldvq.files.lock import Lock
 
 PROTOCOL = ["--context", 2, "--horizon", 3, "--clips", 24, "--batch-size", 1, "--device", "cpu"]

@@ -25,7 +25,7 @@ from worldvq.models.loading import load_tokenizer, save_tokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
 from worldvq.stages.dynamics import train_dynamics
-from worldvq.stages.experiment import ExperimentConfig, load_config
+from worldvq.stages.experiment import DynamicsSections, ExperimentConfig, load_config
 from worldvq.stages.imagine import imagine
 from worldvq.stages.tokenizer import train_tokenizer
 from worldvq.stages.tokens import tokenize

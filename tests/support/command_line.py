@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from worldvq import cli
+from worldvq.cli.main import main
 
 COMMAND = [sys.executable, "-m", "worldvq.cli"]
 
@@ -17,7 +17,7 @@ def run(*arguments):
     """Run in this process, and say how it ended and what it printed."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
-        cli.main([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments])
     return SimpleNamespace(returncode=stop.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue())
 
 

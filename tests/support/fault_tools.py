@@ -161,9 +161,9 @@ def _run_command(arguments: list[str], environment: dict[str, str], log: str) ->
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    from worldvq import cli
+    from worldvq.cli.main import main
 
-    cli.main(arguments)
+    main(arguments)
 
 
 def free_port() -> int:

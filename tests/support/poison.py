@@ -71,26 +71,26 @@ def train_poisoned(
     out: str, settings: dict[str, Any], kind: str, place: str, value: float, step: int, rank: int, call: int = 0
 ) -> None:
     """Train, poisoned on one process at one step; notes whether all is as it was before that step, then fails."""
-    from worldvq.training import train
+    from worldvq.training import fit as module
 
     here = int(os.environ.get("RANK", "0"))
     tokenizer = network(kind)
     Path(out).mkdir(parents=True, exist_ok=True)
     batches = Noted(settings["batch_size"], Path(out) / f"ids.{here}", None)
     poison = Poison(batches, place if here == rank else "nowhere", value, step, call)
-    make_optimizer = train.make_optimizer
+    make_optimizer = module.make_optimizer
 
     def remember(*arguments: Any) -> Any:
         poison.optimizer = make_optimizer(*arguments)
         return poison.optimizer
 
-    train.make_optimizer = remember
+    module.make_optimizer = remember
     try:
-        train.fit(tokenizer, poison, batches, TrainConfig(**settings), Path(out) / "run", summary="test")
+        module.fit(tokenizer, poison, batches, TrainConfig(**settings), Path(out) / "run", summary="test")
     except RunError as error:
         after = poison.state(tokenizer)
         same = len(after) == len(poison.before) and all(map(torch.equal, after, poison.before))
         (Path(out) / f"outcome.{here}").write_text(json.dumps([same, len(after), str(error)]))
         raise
     finally:
-        train.make_optimizer = make_optimizer
+        module.make_optimizer = make_optimizer

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import yaml
 
-from worldvq import claims
 from worldvq.config.env import EnvConfig
 from worldvq.config.yaml_loading import dump_yaml
 from worldvq.data.episode_files import IndexEntry, read_index
@@ -28,9 +27,10 @@ from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import load_tokenizer, save_tokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
-from worldvq.stages.experiment import ExperimentConfig, load_config
+from worldvq.stages.experiment import ExperimentConfig, TokenizerSections, load_config
 from worldvq.training.checkpoints import Checkpoints
 from worldvq.training.config import OptimizerConfig
+from worldvq.training.identity import claim
 from worldvq.training.optimizers import make_optimizer
 from worldvq.training.tracking import read_metrics
 from worldvq.types import ActionSpace, Episode
@@ -191,7 +191,7 @@ def _models(root: Path, tokenizer: Tokenizer, dynamics: Dynamics) -> dict[str, R
 
 def _runs(root: Path, tokenizer: Tokenizer) -> dict[str, Reader]:
     run, experiment = root / "run", ExperimentConfig()
-    claims.claim(run, "tokenizer", experiment.sections(TokenizerSections), {"frame_size": [64, 64]})
+    claim(run, "tokenizer", experiment.sections(TokenizerSections), {"frame_size": [64, 64]})
     optimizer = make_optimizer(tokenizer, OptimizerConfig())
     for parameter in tokenizer.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -215,7 +215,7 @@ def _runs(root: Path, tokenizer: Tokenizer) -> dict[str, Reader]:
         return newest and [{name: value.tolist() for name, value in part.items()} for part in newest[1:]]
 
     def claimed() -> str:
-        claims.claim(run, "tokenizer", experiment.sections(TokenizerSections), {"frame_size": [64, 64]})
+        claim(run, "tokenizer", experiment.sections(TokenizerSections), {"frame_size": [64, 64]})
         return "the same run"
 
     metrics, parts = run / "metrics.jsonl", Parts(root, "0" * 64)

@@ -202,7 +202,7 @@ class Slow(Noted):
 
 def train_slowly(out: str, settings: dict[str, Any], signalled_in: str = "", signum: int = 0) -> None:
     """Train; if asked, a signal comes to this very process while it saves or draws."""
-    from worldvq.training import train as module
+    from worldvq.training import fit as module
 
     def signalled(work: Any) -> Any:
         def wrapped(*arguments: Any) -> Any:
@@ -218,9 +218,9 @@ def train_slowly(out: str, settings: dict[str, Any], signalled_in: str = "", sig
         return np.zeros((4, 4, 3), np.uint8)
 
     if signalled_in == "write":  # before each of the files of a checkpoint
-        from worldvq.training import checkpoint
+        from worldvq.training import checkpoints
 
-        checkpoint.write_atomic = signalled(checkpoint.write_atomic)
+        checkpoints.write_atomic = signalled(checkpoints.write_atomic)
     rank = int(os.environ.get("RANK", "0"))
     Path(out).mkdir(parents=True, exist_ok=True)
     batches = Slow(settings["batch_size"], Path(out) / f"ids.{rank}", None)

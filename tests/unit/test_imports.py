@@ -28,20 +28,8 @@ MAY_IMPORT = {
     "worldvq_envs": ("worldvq.types", "worldvq.errors", "worldvq.config", "worldvq_envs"),
 }
 """What each room may import of this project. Only ``worldvq.cli`` may import everything."""
-ROOMS = (
-    "cli",
-    "config",
-    "data",
-    "evaluation",
-    "files",
-    "media",
-    "models",
-    "nn",
-    "recording",
-    "stages",
-    "training",
-    "world",
-)
+ROOMS = {"cli", "config", "data", "evaluation", "files", "media", "models", "nn", "recording", "stages", "training"}
+ROOMS |= {"world"}
 
 
 def modules():

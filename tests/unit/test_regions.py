@@ -7,6 +7,7 @@ import torch
 from worldvq.errors import UsageError
 from worldvq.evaluation import regions
 from worldvq.evaluation.regions import small_region_recall
+from worldvq.models.tokenizer_losses import CHANGE
 
 
 def flood(mask):
@@ -28,9 +29,9 @@ def slow_recall(previous, current, rebuilt, following=None):
     recalled = total = 0
     for n in range(len(current)):
         before, now, made = (x[n].astype(int) for x in (previous, current, rebuilt))
-        mask = abs(now - before).max(-1) > regions.CHANGE
+        mask = abs(now - before).max(-1) > CHANGE
         if following is not None:
-            mask &= abs(now - following[n]).max(-1) > regions.CHANGE
+            mask &= abs(now - following[n]).max(-1) > CHANGE
         for region in flood(mask):
             if regions.MIN_AREA <= len(region) <= regions.MAX_SHARE * mask.size:
                 total += 1
@@ -81,7 +82,7 @@ def test_what_is_too_small_or_too_large_does_not_count():
         assert small_region_recall(frames[:-2], frames[1:-1], frames[1:-1], frames[2:])[1] == counted, side
     still = np.zeros((3, 8, 8, 3), np.uint8)
     assert small_region_recall(still, still, still) == (0, 0)
-    noise = still + np.uint8(regions.CHANGE)
+    noise = still + np.uint8(CHANGE)
     assert small_region_recall(still, noise, noise) == (0, 0)
 
 

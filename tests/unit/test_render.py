@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from worldvq.errors import RunError, UsageError
-from worldvq.media import render
+from worldvq.media import pictures
 from worldvq.media.videos import probe_video, write_video
 from worldvq.types import ActionSpace
 
@@ -32,7 +32,7 @@ def decode(path, height: int, width: int) -> np.ndarray:
     return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
 
 
-@pytest.mark.parametrize("suffix", render.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", pictures.VIDEO_SUFFIXES)
 @pytest.mark.parametrize(("num_frames", "height", "width"), [(1, 64, 64), (2, 33, 47), (17, 48, 31), (61, 16, 16)])
 def test_frame_count_and_size_are_exact(tmp_path, suffix, num_frames, height, width):
     path = tmp_path / "new" / f"clip{suffix}"
@@ -43,7 +43,7 @@ def test_frame_count_and_size_are_exact(tmp_path, suffix, num_frames, height, wi
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("suffix", render.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", pictures.VIDEO_SUFFIXES)
 def test_still_frames_are_kept(tmp_path, suffix):
     path = write_video(tmp_path / f"still{suffix}", [moving_square(1, 32, 32)[0]] * 9, fps=10)
     assert probe_video(path)[0] == 9
@@ -57,7 +57,7 @@ def test_still_frames_are_kept(tmp_path, suffix):
         assert sum(durations) == 900
 
 
-@pytest.mark.parametrize("suffix", render.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", pictures.VIDEO_SUFFIXES)
 def test_colours_and_order_survive(tmp_path, suffix):
     frames = moving_square(12, 64, 64)
     path = write_video(tmp_path / f"clip{suffix}", frames, scale=2)
@@ -99,7 +99,7 @@ def test_folder_that_cannot_be_made_fails(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
-@pytest.mark.parametrize("suffix", render.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", pictures.VIDEO_SUFFIXES)
 def test_full_disk_fails_and_leaves_nothing(tmp_path, suffix):
     frames = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -151,14 +151,14 @@ def rollout(num_clips=2, num_frames=7, context=3):
 
 def test_label_stands_above_the_frame():
     frame = moving_square(1, 32, 64)[0]
-    labelled = render.draw_label(frame, "turn")
+    labelled = pictures.draw_label(frame, "turn")
     np.testing.assert_array_equal(labelled[-32:], frame)
     assert labelled[:-32].max() > 150  # there is text
 
 
 def test_grid_places_and_enlarges():
     frames = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3)
-    picture = render.grid(frames, gap=1, scale=2)
+    picture = pictures.grid(frames, gap=1, scale=2)
     assert picture.shape == (2 * 8 + 3, 3 * 8 + 4, 3)
     np.testing.assert_array_equal(picture[10:18:2, 19:27:2], frames[1, 2])
 
@@ -166,7 +166,7 @@ def test_grid_places_and_enlarges():
 def test_rollout_frames_show_every_picture():
     arguments = rollout()
     real, rebuilt, imagined, *_ = arguments
-    frames = list(render.rollout_frames(*arguments, side=32))
+    frames = list(pictures.rollout_frames(*arguments, side=32))
     assert len(frames) == 7 and len({frame.shape for frame in frames}) == 1
 
     def shows(frame, picture):
@@ -178,28 +178,28 @@ def test_rollout_frames_show_every_picture():
         if t >= 3:
             assert shows(frames[t], imagined[1, t - 3])
     in_context, in_dream = (frames[t].reshape(-1, 3) for t in (2, 3))
-    assert (in_context == render.CONTEXT).all(1).any() and (in_dream == render.IMAGINED).all(1).any()
-    assert not (in_dream == render.CONTEXT).all(1).any()
+    assert (in_context == pictures.CONTEXT).all(1).any() and (in_dream == pictures.IMAGINED).all(1).any()
+    assert not (in_dream == pictures.CONTEXT).all(1).any()
 
 
 def test_labels_name_the_action_into_the_frame():
     space, actions = FORWARD_TURN, np.array([1, 0, 1])
-    assert render._action_names(actions, space, 4) == ["start", "turn", "forward", "turn"]
+    assert pictures._action_names(actions, space, 4) == ["start", "turn", "forward", "turn"]
     numbered = ActionSpace("discrete", nvec=(2,))
-    assert render._action_names(actions, numbered, 2) == ["start", "action 1"]
+    assert pictures._action_names(actions, numbered, 2) == ["start", "action 1"]
 
 
 def test_rollout_of_wrong_lengths_is_refused():
     real, rebuilt, imagined, actions, space, context = rollout()
     with pytest.raises(UsageError, match="do not fit"):
-        next(render.rollout_frames(real, rebuilt, imagined[:, 1:], actions, space, context))
+        next(pictures.rollout_frames(real, rebuilt, imagined[:, 1:], actions, space, context))
     with pytest.raises(UsageError, match="need 6 actions"):
-        next(render.rollout_frames(real, rebuilt, imagined, actions[:, :5], space, context))
+        next(pictures.rollout_frames(real, rebuilt, imagined, actions[:, :5], space, context))
 
 
-@pytest.mark.parametrize("suffix", render.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", pictures.VIDEO_SUFFIXES)
 def test_save_rollout_writes_video_and_strip(tmp_path, suffix):
-    video, picture = render.save_rollout(tmp_path / f"dream{suffix}", *rollout(), side=48)
+    video, picture = pictures.save_rollout(tmp_path / f"dream{suffix}", *rollout(), side=48)
     assert probe_video(video)[0] == 7
     with Image.open(picture) as image:
         assert image.width > image.height
@@ -207,16 +207,16 @@ def test_save_rollout_writes_video_and_strip(tmp_path, suffix):
 
 def test_paper_figure_has_a_row_an_action():
     frames = moving_square(5, 32, 32)
-    one = render.paper_figure(frames[:3], {"forward": frames})
-    two = render.paper_figure(frames[:3], {"forward": frames, "turn right": frames})
+    one = pictures.paper_figure(frames[:3], {"forward": frames})
+    two = pictures.paper_figure(frames[:3], {"forward": frames, "turn right": frames})
     assert two.shape[1] == one.shape[1] and two.shape[0] > 1.5 * one.shape[0]
     with pytest.raises(UsageError, match="at least one row"):
-        render.paper_figure(frames, {})
+        pictures.paper_figure(frames, {})
 
 
 def test_save_png_round_trip_and_failure(tmp_path):
     picture = moving_square(1, 20, 30)[0]
-    with Image.open(render.save_png(tmp_path / "a" / "b.png", picture)) as image:
+    with Image.open(pictures.save_png(tmp_path / "a" / "b.png", picture)) as image:
         np.testing.assert_array_equal(np.asarray(image), picture)
     with pytest.raises(RunError, match="cannot write"):
-        render.save_png(tmp_path / "a" / "b.png" / "c.png", picture)
+        pictures.save_png(tmp_path / "a" / "b.png" / "c.png", picture)

@@ -12,13 +12,13 @@ from worldvq.config.env import EnvConfig
 from worldvq.data.clips import ClipSampler
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.errors import UsageError
-from worldvq.evaluation.regions import CHANGE
 from worldvq.files.weights import hash_module
 from worldvq.models.config import TokenizerConfig, TokenizerLossConfig
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.losses import tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.tokenizer_losses import (
+    CHANGE,
     AdversarialTokenizer,
     TokenizerLoss,
     hinge,
