@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support.fault_tools import hashes, processes_with, shared_memory, wait_until
-from support.toy_env import ID, SIZE, check_alignment
-from support.zygote import Zygote
+from support.fault_tools import hashes, is_running, processes_with, shared_memory, wait_until
+from support.toy_env import check_alignment
+from support.zygote import LENGTH, Zygote, toy_recording
 
 from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.shard import Shard
 from worldvq.data.shards import merge_shards
 from worldvq.errors import RunError
-from worldvq.files.lock import Lock, check_unlocked
+from worldvq.files.lock import Lock
 from worldvq.recording import janitor
 from worldvq.recording.record import episode_seed
 
-LENGTH, EPISODES = 12, 60
+EPISODES = 60
 MARK = "WORLDVQ_KILLED_RECORDER"
 
 
@@ -37,28 +39,38 @@ def zygote(tmp_path_factory):
     process = Zygote(root / "log", TMPDIR=str(root / "tmp"), **{MARK: str(root)})
     yield process
     process.close()
-    assert wait_until(lambda: not processes_with(MARK, str(root)), 5), processes_with(MARK, str(root))
+    assert wait_until(lambda: not processes_with(MARK, str(root))), processes_with(MARK, str(root))
     left = [path for path in (root / "tmp").rglob("*") if path.parent.name != "tmp" or "pymp-" not in path.name]
     assert not left  # but for an empty folder of multiprocessing's, from a process killed while it made that
-
-
-def settings_of(episodes: int, **changes) -> dict:
-    """Arguments of ``zygote.play``."""
-    env = {"id": ID, "size": SIZE, "kwargs": {"length": LENGTH, "pause": 0.001, **changes}}
-    config = {"episodes": episodes, "workers": 2, "policy": "random", "seed": 3, "timeout": 5.0}
-    return {"env": env, "config": config}
 
 
 def record(zygote: Zygote, out: Path, **arguments) -> None:
     assert zygote.wait(zygote.start("play", out=str(out), **arguments)) == 0, zygote.log.read_text()[-2000:]
 
 
-def kill_after(zygote: Zygote, seconds: float, out: Path, **arguments) -> bool:
-    """Start a recorder and kill it; False where it was faster."""
+def listed(out: Path) -> int:
+    return (out / "index.jsonl").read_bytes().count(b"\n") if (out / "index.jsonl").exists() else 0
+
+
+def kill_after(zygote: Zygote, episodes: int, seconds: float, out: Path, **arguments) -> bool:
+    """Start a recorder, kill it so long after it has listed so many more episodes; False where it was faster."""
+    enough = listed(out) + episodes
     pid = zygote.start("play", out=str(out), **arguments)
+    assert wait_until(lambda: listed(out) >= enough or not is_running(pid), every=0.002)
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)
     return zygote.wait(pid) == -signal.SIGKILL
+
+
+@contextlib.contextmanager
+def recording(zygote: Zygote, out: Path, **arguments) -> Iterator[int]:
+    """A recorder that does not come to its end, by its process id; killed when it is left."""
+    pid = zygote.start("play", out=str(out), **{**toy_recording(10**6), **arguments})
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        assert zygote.wait(pid) == -signal.SIGKILL, zygote.log.read_text()[-2000:]
 
 
 def committed(out: Path) -> list:
@@ -71,34 +83,25 @@ def committed(out: Path) -> list:
 
 
 def test_a_recorder_that_is_killed_again_and_again_loses_nothing(zygote, tmp_path, slow):
-    arguments = settings_of(EPISODES)
+    arguments = toy_recording(EPISODES)
     record(zygote, tmp_path / "whole", **arguments)
-    moments, rng, kills = 500 if slow else 50, random.Random(0), 0
+    moments, rng, kills = 500 if slow else 40, random.Random(0), 0
     out, before = tmp_path / "killed", []
-    for _ in range(moments):
+    while kills < moments:
         if len(before) == EPISODES:  # it got through: begin anew
             assert hashes(out) == hashes(tmp_path / "whole")
             out, before = tmp_path / f"killed-{kills}", []
-        kills += kill_after(zygote, rng.uniform(0.0, 0.45), out, **arguments)
+        kills += kill_after(zygote, rng.randint(0, 6), rng.uniform(0.0, 0.1), out, **arguments)
         entries = committed(out)
         assert entries[: len(before)] == before
         assert [entry.number for entry in entries] == list(range(len(entries)))
         before = entries
-    assert kills > 0.7 * moments
     record(zygote, out, **arguments)
     assert hashes(out) == hashes(tmp_path / "whole")
 
 
-def is_locked(out: Path, shared: bool) -> bool:
-    try:
-        check_unlocked(out, shared=shared)
-        return False
-    except RunError:
-        return True
-
-
 def test_shards_that_are_killed_and_merged_are_the_dataset_of_one_recorder(zygote, tmp_path, slow):
-    arguments, rng = settings_of(30), random.Random(1)
+    arguments, rng = toy_recording(30), random.Random(1)
     record(zygote, tmp_path / "whole", **arguments)
     out, shards = tmp_path / "shards", ("0/3", "1/3", "2/3")
     for _ in range(20 if slow else 3):
@@ -108,14 +111,13 @@ def test_shards_that_are_killed_and_merged_are_the_dataset_of_one_recorder(zygot
             os.kill(pid, signal.SIGKILL)
         for pid in pids:
             zygote.wait(pid)
-    pid = zygote.start("play", out=str(out), shard=shards[0], **settings_of(10_000))
-    assert wait_until(lambda: (out / "index.0-of-3.jsonl").exists() and is_locked(out, shared=False))
-    with pytest.raises(RunError, match="is writing to it"):  # what it lists next would be lost
-        merge_shards(out)
-    with pytest.raises(RunError, match=rf"process {pid} on .* is writing to it"):
-        Lock(out, Shard.parse(shards[0]).lock_name)
-    os.kill(pid, signal.SIGKILL)
-    zygote.wait(pid)
+    lock = Shard.parse(shards[0]).lock_name
+    with recording(zygote, out, shard=shards[0]) as pid:
+        assert wait_until(lambda: (out / lock).exists() and f"process {pid} " in (out / lock).read_text())
+        with pytest.raises(RunError, match="another process is writing to it"):  # what it lists next would be lost
+            merge_shards(out)
+        with pytest.raises(RunError, match=rf"process {pid} on .* is writing to it"):
+            Lock(out, lock)
     for pid in [zygote.start("play", out=str(out), shard=shard, **arguments) for shard in shards]:
         assert zygote.wait(pid) == 0, zygote.log.read_text()[-2000:]
     merge_shards(out)
@@ -139,16 +141,16 @@ class Recording(RuleBasedStateMachine):
         self.before: list = []
 
     def arguments(self, episodes: int) -> dict:
-        return settings_of(episodes, **self.fails)
+        return toy_recording(episodes, **self.fails)
 
     @rule(more=st.integers(1, 4))
     def record(self, more):
         record(self.zygote, self.out, **self.arguments(len(self.before) + more))
         assert len(committed(self.out)) == len(self.before) + more
 
-    @rule(seconds=st.floats(0.0, 0.4))
-    def kill(self, seconds):
-        kill_after(self.zygote, seconds, self.out, **self.arguments(len(self.before) + 8))
+    @rule(more=st.integers(0, 6), seconds=st.floats(0.0, 0.1))
+    def kill(self, more, seconds):
+        kill_after(self.zygote, more, seconds, self.out, **self.arguments(len(self.before) + 8))
 
     @precondition(lambda self: self.before)
     @rule()
@@ -188,32 +190,26 @@ def test_any_order_of_recording_killing_and_going_on(zygote, tmp_path, slow):
 def test_a_killed_engine_leaves_no_shared_memory(zygote, tmp_path):
     """ViZDoom's engine is a process of its own, which outlives whoever started it, with what they shared."""
     pytest.importorskip("vizdoom")
-    env = {"id": "VizdoomBasic-v1", "size": (64, 64)}
-    pid = zygote.start(
-        "play", out=str(tmp_path / "d"), env=env, config={"episodes": 10_000, "workers": 1, "timeout": 30.0}
-    )
-    assert wait_until(lambda: bool(committed(tmp_path / "d")), 60), zygote.log.read_text()[-2000:]
-    players = [process.pid for process in processes_with(MARK, str(zygote.log.parent))]
-    shared = {Path(name).name for name in janitor.shared_memory(players)}
-    assert shared and shared <= shared_memory()
-    os.kill(pid, signal.SIGKILL)
-    zygote.wait(pid)
-    assert wait_until(lambda: not shared & shared_memory(), 10)
+    env, config = {"id": "VizdoomBasic-v1", "size": (64, 64)}, {"episodes": 10**6, "workers": 1}
+    with recording(zygote, tmp_path / "d", env=env, config=config):
+        assert wait_until(lambda: bool(committed(tmp_path / "d"))), zygote.log.read_text()[-2000:]
+        players = [process.pid for process in processes_with(MARK, str(zygote.log.parent))]
+        shared = {Path(name).name for name in janitor.shared_memory(players)}
+        assert shared and shared <= shared_memory()
+    assert wait_until(lambda: not shared & shared_memory())
     assert committed(tmp_path / "d")
 
 
-def test_a_lock_is_told_at_once_and_a_stale_one_is_taken_over(zygote, tmp_path):
-    out, arguments = tmp_path / "d", settings_of(10_000)
-    pid = zygote.start("play", out=str(out), **arguments)
-    assert wait_until(lambda: bool(committed(out)))
+def test_a_lock_is_told_before_any_worker_starts_and_a_stale_one_is_taken_over(zygote, tmp_path, monkeypatch):
+    from worldvq.recording import record as module
     from worldvq.recording.config import RecordConfig
     from worldvq.stages.record import record as begin
 
-    started = time.monotonic()
-    with pytest.raises(RunError, match=rf"process {pid} on .* is writing to it"):
-        begin(EnvConfig(**arguments["env"]), RecordConfig(frames=10), out, progress=False)
-    assert time.monotonic() - started < 1
-    os.kill(pid, signal.SIGKILL)
-    zygote.wait(pid)
-    assert "process" in (out / ".lock").read_text()
-    record(zygote, out, **settings_of(len(committed(out)) + 1))
+    out, env = tmp_path / "d", EnvConfig(**toy_recording(1)["env"])
+    with recording(zygote, out) as pid, monkeypatch.context() as patch:
+        patch.setattr(module, "Pool", None)
+        assert wait_until(lambda: bool(committed(out)))
+        with pytest.raises(RunError, match=rf"process {pid} on .* is writing to it"):
+            begin(env, RecordConfig(frames=10), out, progress=False)
+    assert f"process {pid} " in (out / ".lock").read_text()
+    record(zygote, out, **toy_recording(len(committed(out)) + 1))

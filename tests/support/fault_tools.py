@@ -49,8 +49,8 @@ def processes_with(variable: str, value: str) -> list[psutil.Process]:
     return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-def wait_until(condition, seconds: float = 10.0, every: float = 0.02) -> bool:
-    """Wait for a condition; False when the time is over."""
+def wait_until(condition, seconds: float = 120.0, every: float = 0.02) -> bool:
+    """Wait for a condition; False when the time is over, which is long enough for any machine that is busy."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
-import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve()
-PATH = [str(folder) for folder in (HERE.parents[2], HERE.parents[1])]
-sys.path[:0] = PATH
-os.environ["PYTHONPATH"] = os.pathsep.join(PATH)
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+import ray
+from ray.cluster_utils import Cluster
 
-import ray  # noqa: E402
-from ray.cluster_utils import Cluster  # noqa: E402
-from test_kill import settings_of  # noqa: E402
+from support.fault_tools import wait_until
+from support.zygote import toy_recording
+from worldvq.config.env import EnvConfig
+from worldvq.errors import UsageError
+from worldvq.recording.config import RecordConfig
+from worldvq.stages.record import record_on_ray
 
-from worldvq.config.env import EnvConfig  # noqa: E402
-from worldvq.errors import UsageError  # noqa: E402
-from worldvq.recording.config import RecordConfig  # noqa: E402
-from worldvq.stages.record import record_on_ray  # noqa: E402
+
+def settings(gate: Path) -> tuple[EnvConfig, RecordConfig]:
+    """What is recorded; no process plays more than three episodes before there is such a file."""
+    arguments = toy_recording(40, gate=str(gate))
+    return EnvConfig(**arguments["env"]), RecordConfig(**{**arguments["config"], "frames": None, "workers": 1})
 
 
 def lines(out: Path) -> list[int]:
     return [path.read_bytes().count(b"\n") for path in sorted(out.glob("index.*-of-2.jsonl"))]
 
 
-def main(out: Path) -> None:
+def main(out: Path, gate: Path) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     node = cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address)
-    arguments = settings_of(40, pause=0.02)
-    env, config = EnvConfig(**arguments["env"]), RecordConfig(**{**arguments["config"], "frames": None, "workers": 1})
+    env, config = settings(gate)
 
     def take_away() -> None:
-        while len(lines(out)) < 2 or min(lines(out)) < 2:
-            time.sleep(0.02)
+        assert wait_until(lambda: len(lines(out)) == 2 and min(lines(out)) >= 2)
         print("taking a node away at", lines(out), flush=True)
         cluster.remove_node(node, allow_graceful=False)
+        gate.touch()
 
     spoiler = threading.Thread(target=take_away)
     spoiler.start()
@@ -56,4 +54,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

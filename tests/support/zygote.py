@@ -16,7 +16,18 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from support import programs
+from support.toy_env import ID, SIZE
+
 HERE = Path(__file__).resolve()
+LENGTH = 12
+
+
+def toy_recording(episodes: int, **changes: Any) -> dict[str, Any]:
+    """Arguments of :func:`play`: short episodes of the toy environment."""
+    env = {"id": ID, "size": SIZE, "kwargs": {"length": LENGTH, "pause": 0.001, **changes}}
+    config = {"episodes": episodes, "workers": 2, "policy": "random", "seed": 3, "timeout": 60.0}
+    return {"env": env, "config": config}
 
 
 class Zygote:
@@ -24,8 +35,7 @@ class Zygote:
 
     def __init__(self, log: Path, **environment: str):
         self.log = log
-        path = os.pathsep.join(str(folder) for folder in (HERE.parents[2], HERE.parents[1]))
-        given = {**os.environ, "PYTHONPATH": path, **environment}
+        given = programs.environment(**environment)
         with log.open("a") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, str(HERE)],
@@ -55,7 +65,7 @@ class Zygote:
     def close(self) -> None:
         assert self.process.stdin and self.process.stdout
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(120)
         self.process.stdout.close()
 
 
@@ -71,7 +81,6 @@ def play(out: str, env: dict, config: dict, shard: str = "0/1") -> None:
 
 
 def main() -> None:
-    import support.toy_env  # noqa: F401
     import worldvq.stages.record  # noqa: F401
 
     context = multiprocessing.get_context("forkserver")

@@ -48,10 +48,9 @@ class Lock:
             owner = self._file.read(300).strip() or "another process"
             self._file.close()
             raise RunError(f"{folder}: {owner} is writing to it; wait for it or choose another folder") from None
-        if shared:
-            return
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        owner = f"process {os.getpid()} on {socket.gethostname()} (since {since})\n"
+        # Who stands there is gone. Of those who share it each may end before the others, so none is named.
+        owner = "" if shared else f"process {os.getpid()} on {socket.gethostname()} (since {since})\n"
         try:
             with disk_errors(path):
                 os.ftruncate(self._file.fileno(), 0)
