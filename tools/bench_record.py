@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gymnasium
 import numpy as np
-from worldvq_envs.families import find_world
+from worldvq_envs.families import find_family
 
 from worldvq.config.env import EnvConfig
 from worldvq.recording.config import RecordConfig
@@ -30,9 +30,9 @@ from worldvq.stages.record import record
 def step_bare(config: EnvConfig, hold: int, seed: int, start, seconds: float, queue) -> None:
     """Body of a bare process: puts its steps a second into ``queue``."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # ViZDoom writes where it starts
-        world = find_world(config.id)
-        world.prepare(config)
-        kwargs, repeat = world.kwargs(config)
+        family = find_family(config.id)
+        family.prepare(config)
+        kwargs, repeat = family.kwargs(config)
         env = gymnasium.make(config.id, disable_env_checker=True, **kwargs)
         env.reset(seed=seed)
         rng = np.random.default_rng(seed)

@@ -20,7 +20,7 @@ from gymnasium import spaces
 from worldvq.config.env import EnvConfig
 from worldvq.errors import UsageError, did_you_mean
 from worldvq.types import ActionSpace
-from worldvq_envs.families import World, find_world
+from worldvq_envs.families import Family, find_family
 
 _FINAL_OBSERVATION = ("final_obs", "final_observation")
 """Where environments that reset themselves in the step that ends an episode put what that step showed."""
@@ -45,17 +45,17 @@ class FrameStream:
         env: gymnasium.Env,
         config: EnvConfig,
         image: Callable[[Any], np.ndarray],
-        world: World,
+        family: Family,
         repeat: int,
         observes: bool = True,
     ) -> None:
         self.env = env
         self.config = config
-        self.action_space = adapt_actions(env, config.id, world)
+        self.action_space = adapt_actions(env, config.id, family)
         self.last_observation: Any = None
         self.has_frame = True
         self._image = image
-        self._world = world
+        self._family = family
         self._repeat = repeat
         self._observes = observes  # the image is in the observation; else it is rendered, and shows the present
         self._num_steps = 0
@@ -64,7 +64,7 @@ class FrameStream:
 
     def reset(self, seed: int) -> np.ndarray:
         """Begin an episode and return its first frame."""
-        if self._world.litters and self._folder is None:
+        if self._family.litters and self._folder is None:
             # The engine starts at the first reset and writes into the directory it starts in, so it gets its own.
             self._folder = tempfile.mkdtemp(prefix="worldvq-")
             with contextlib.chdir(self._folder):
@@ -127,7 +127,7 @@ class FrameStream:
     def _see(self, observation: Any, shown: bool = True) -> np.ndarray:
         """Return the frame of an observation, or the last one where it is not ``shown``."""
         self.last_observation = observation
-        self.has_frame = shown and self._world.has_frame(self.env)
+        self.has_frame = shown and self._family.has_frame(self.env)
         if self.has_frame:
             self._frame = fit_frame(self._image(observation), self.config)
         return self._frame
@@ -139,23 +139,23 @@ def make_stream(config: EnvConfig) -> FrameStream:
     Raises:
         UsageError: Unknown id, missing package, wrong keyword, or spaces that cannot be adapted.
     """
-    world = find_world(config.id)
-    world.prepare(config)
-    kwargs, repeat = world.kwargs(config)
+    family = find_family(config.id)
+    family.prepare(config)
+    kwargs, repeat = family.kwargs(config)
     env = _make(config.id, kwargs)
     try:
-        image = _image_of(env.observation_space, config, world)
+        image = _image_of(env.observation_space, config, family)
         observes = image is not None
         if image is None:
             env = _make_rendering(env, config, kwargs)
             image = _render(env)
-        return FrameStream(env, config, image, world, repeat, observes)
+        return FrameStream(env, config, image, family, repeat, observes)
     except BaseException:
         env.close()
         raise
 
 
-def adapt_actions(env: gymnasium.Env, env_id: str, world: World | None = None) -> ActionSpace:
+def adapt_actions(env: gymnasium.Env, env_id: str, family: Family | None = None) -> ActionSpace:
     """Describe the action space of ``env`` in the form in which actions are stored.
 
     Raises:
@@ -163,7 +163,7 @@ def adapt_actions(env: gymnasium.Env, env_id: str, world: World | None = None) -
     """
     space = env.action_space
     if isinstance(space, spaces.Discrete):
-        names = getattr(env.unwrapped, "action_names", None) or (world.action_names(env) if world else ())
+        names = getattr(env.unwrapped, "action_names", None) or (family.action_names(env) if family else ())
         names = tuple(str(name) for name in names)
         return ActionSpace("discrete", nvec=(int(space.n),), names=names if len(names) == space.n else ())
     if isinstance(space, spaces.MultiDiscrete):
@@ -212,7 +212,7 @@ def _make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
         hint = did_you_mean(env_id, gymnasium.registry)
         raise UsageError(f"there is no environment '{env_id}'{hint}: set env.id to a Gymnasium id") from None
     except gymnasium.error.DependencyNotInstalled as error:
-        install = find_world(env_id).install
+        install = find_family(env_id).install
         hint = f': pip install "{install}"' if install else ""
         raise UsageError(f"'{env_id}' needs a package that is not installed: {_line(error)}{hint}") from None
     except Exception as error:
@@ -244,7 +244,7 @@ def _render(env: gymnasium.Env) -> Callable[[Any], np.ndarray]:
     return image
 
 
-def _image_of(space: spaces.Space, config: EnvConfig, world: World) -> Callable[[Any], np.ndarray] | None:
+def _image_of(space: spaces.Space, config: EnvConfig, family: Family) -> Callable[[Any], np.ndarray] | None:
     """Return what takes the image out of an observation, or None where it holds none."""
     key = config.observation_key
     if not isinstance(space, spaces.Dict):
@@ -255,7 +255,7 @@ def _image_of(space: spaces.Space, config: EnvConfig, world: World) -> Callable[
         return _convert(space)
     images = [name for name, part in space.items() if _convert(part) is not None]
     if key is None:
-        key = world.observation_key if world.observation_key in images else None
+        key = family.observation_key if family.observation_key in images else None
     if key is None and len(images) > 1:
         raise UsageError(f"'{config.id}' observes several images, {images}: set env.observation_key to one of them")
     if key is not None and key not in images:

@@ -15,7 +15,7 @@ from worldvq.errors import UsageError
 
 
 @dataclass(frozen=True)
-class World:
+class Family:
     """A family of environment ids. The base class is an environment without quirks.
 
     Attributes:
@@ -63,12 +63,12 @@ class World:
         return True
 
 
-class _Atari(World):
+class _Atari(Family):
     def action_names(self, env: gymnasium.Env) -> tuple[str, ...]:
         return tuple(env.unwrapped.get_action_meanings())  # type: ignore[attr-defined]
 
 
-class _VizDoom(World):
+class _VizDoom(Family):
     """ViZDoom.
 
     - 160x120 renders five times faster than its default 320x240; a resolution it does not know is ignored silently.
@@ -102,15 +102,15 @@ class _VizDoom(World):
         return env.unwrapped.state is not None  # type: ignore[attr-defined]
 
 
-_WORLDS = (
+_FAMILIES = (
     _VizDoom("Vizdoom", "vizdoom.gymnasium_wrapper", "worldvq[vizdoom]", observation_key="screen", litters=True),
-    World("MiniWorld-", "miniworld", "miniworld", environ={"PYGLET_HEADLESS": "1"}),
+    Family("MiniWorld-", "miniworld", "miniworld", environ={"PYGLET_HEADLESS": "1"}),
     _Atari("ALE/", "ale_py", "ale-py"),
-    World("CarRacing", install="worldvq[box2d]"),
+    Family("CarRacing", install="worldvq[box2d]"),
 )
 
 
-def find_world(env_id: str) -> World:
-    """Return the row for an id; the base :class:`World` where nothing special is known."""
+def find_family(env_id: str) -> Family:
+    """Return the row for an id; the base :class:`Family` where nothing special is known."""
     name = env_id.rpartition(":")[2]
-    return next((world for world in _WORLDS if name.startswith(world.prefix)), World())
+    return next((family for family in _FAMILIES if name.startswith(family.prefix)), Family())

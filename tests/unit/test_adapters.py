@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from support.toy_env import ACTIONS, ID, SIZE, decode
 from worldvq_envs.adapters import fit_frame, make_stream
-from worldvq_envs.families import find_world
+from worldvq_envs.families import find_family
 
 from worldvq.config.env import EnvConfig
 from worldvq.errors import UsageError
@@ -221,7 +221,7 @@ def test_box2d_missing_is_refused_with_the_pip_line(monkeypatch):
 def test_vizdoom_keywords_that_it_would_ignore_are_refused():
     config = EnvConfig(id="VizdoomMyWayHome-v1", kwargs={"screen_resolution": "160X120"})
     with pytest.raises(UsageError, match=r"screen_resolution '160X120'.*write RES_160X120$"):
-        find_world(config.id).kwargs(config)
+        find_family(config.id).kwargs(config)
     config = EnvConfig(id="VizdoomMyWayHome-v1", kwargs={"frame_skip": 2}, frame_skip=4)
     with pytest.raises(UsageError, match=r"env.frame_skip and env.kwargs.frame_skip"):
-        find_world(config.id).kwargs(config)
+        find_family(config.id).kwargs(config)

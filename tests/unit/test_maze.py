@@ -302,7 +302,7 @@ def test_walls_stand_where_perspective_puts_them():
     """Straight at a wall at distance d the edges lie focal / (2 d) from the horizon, in every column."""
     env = room(side=7, size=(101, 101))
     focal = 50.5 / math.tan(FIELD_OF_VIEW / 2)
-    rays = env._maze.renderer.cast(env._maze.world.scene)
+    rays = env._maze.renderer.cast(env._maze.rules.scene)
     np.testing.assert_allclose(rays.depth[0], 3.5, atol=1e-12)
     top = int(50.5 - focal / 7)
     view = frame(env).astype(int)

@@ -15,8 +15,8 @@ def test_alone(monkeypatch):
             monkeypatch.setenv(name, value)
         processes = Processes()
         assert (processes.index, processes.count, processes.is_first) == (0, 1, True) and is_first_process()
-        processes.follow_first()
-        processes.gather()
+        processes.wait_for_first()
+        processes.wait_for_others()
 
 
 @pytest.mark.parametrize("missing", ["MASTER_ADDR", "MASTER_PORT"])

@@ -232,7 +232,7 @@ def check_listed(path: Path, file: SafetensorsFile, entry: IndexEntry) -> dict:
 def read_index(path: Path) -> tuple[list[IndexEntry], int]:
     """Read an index; a torn last line (a crash while appending) is left out.
 
-    A last line that lacks nothing but its newline counts; :func:`mend_index` gives it one before more is appended.
+    A last line that lacks nothing but its newline counts; :func:`repair_index` gives it one before more is appended.
 
     Returns:
         The entries in file order, and how many bytes of the file hold whole lines.
@@ -258,7 +258,7 @@ def read_index(path: Path) -> tuple[list[IndexEntry], int]:
     return list(entries.values()), whole
 
 
-def mend_index(path: Path, whole: int) -> None:
+def repair_index(path: Path, whole: int) -> None:
     """Cut off what :func:`read_index` left out, and end the last line if it was not, so that lines can be appended.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Several processes that divide work and meet in files: who does what, and who waits for whom.
+"""Several processes that divide work and meet in files: who does what, and the barriers between them.
 
 ``accelerate launch``, torchrun and SLURM say in the environment who a process is. All that such processes need of each
-other here is to wait, so there is no process group: a wait is a look at a shared counter now and then, which takes
-hours where it must and which a signal interrupts at once. Whoever started the processes ends them all when one fails.
+other here is to wait, so there is no process group: a barrier is a shared counter that is looked at now and then, for
+hours where it must, and a signal interrupts it at once. Whoever started the processes ends them all when one fails.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Processes:
             RunError: The first process cannot be reached.
         """
         self.index, self.count, self._store = 0, 1, None
-        self._meetings: Counter[str] = Counter()
+        self._waits: Counter[str] = Counter()
         if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
             return
         try:
@@ -57,22 +57,22 @@ class Processes:
         """Whether this is the one that writes what all of them made."""
         return self.index == 0
 
-    def follow_first(self) -> None:
-        """Wait until the first process is here too; it does not wait."""
-        self._meet("first", self.is_first, 1)
+    def wait_for_first(self) -> None:
+        """Half a barrier: wait until the first process is here too, which itself goes on at once."""
+        self._wait("first", self.is_first, 1)
 
-    def gather(self) -> None:
-        """Let the first process wait until all others are here too; they do not wait."""
-        self._meet("others", not self.is_first, self.count - 1)
+    def wait_for_others(self) -> None:
+        """The other half: the first process waits until all others are here too, which themselves go on at once."""
+        self._wait("others", not self.is_first, self.count - 1)
 
-    def _meet(self, who: str, comes: bool, expected: int) -> None:
-        """Count who comes; the others wait for as many as are expected."""
+    def _wait(self, whom: str, arrives: bool, expected: int) -> None:
+        """Count an arrival, or wait for as many as are expected."""
         if self._store is None:
             return
-        name = f"{who}/{self._meetings[who]}"
-        self._meetings[who] += 1
+        name = f"{whom}/{self._waits[whom]}"
+        self._waits[whom] += 1
         try:
-            if comes:
+            if arrives:
                 self._store.add(name, 1)
             else:
                 while self._store.add(name, 0) < expected:

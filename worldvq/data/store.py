@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel
 
-from worldvq.data.episode_files import IndexEntry, check_hash, load_json, mend_index, read_index, refuse_links
+from worldvq.data.episode_files import IndexEntry, check_hash, load_json, read_index, refuse_links, repair_index
 from worldvq.data.shard import INDEX, Shard
 from worldvq.data.shards import merge_shards, shard_indexes
 from worldvq.errors import CorruptFileError, UsageError
@@ -103,7 +103,7 @@ class Store(Generic[M]):
                 write_atomic(path / cls.meta_file, seal(meta.model_dump(mode="json")))
             own, whole = read_index(path / shard.index_name)
             if (path / shard.index_name).exists():
-                mend_index(path / shard.index_name, whole)
+                repair_index(path / shard.index_name, whole)
             merged = [] if shard.is_whole else read_index(path / INDEX)[0]
             numbers = {entry.number for entry in own}
             store = cls(path, meta, own + [entry for entry in merged if entry.number not in numbers], locks)

@@ -123,17 +123,17 @@ def evaluate(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, p
                 out.mkdir(parents=True, exist_ok=True)
             stack.callback(Lock(out).release)
             parts.prepare()
-        processes.follow_first()
+        processes.wait_for_first()
         missing = [number for number in range(processes.index, plan.num_parts, processes.count) if number not in parts]
         for number, part in _collect(plan, missing, console):
             parts.write(number, part)
-        processes.gather()
+        processes.wait_for_others()
         if processes.is_first:
             _write(plan, parts.join(plan.num_parts), out, begun)
             parts.remove()
-    processes.follow_first()
+    processes.wait_for_first()
     report = json.loads((out / "report.json").read_text())
-    processes.gather()  # the first one may keep the counters: it stays until all have read
+    processes.wait_for_others()  # the first one may keep the counters: it stays until all have read
     return report
 
 

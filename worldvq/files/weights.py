@@ -33,11 +33,11 @@ def save_module(path: Path, module: nn.Module) -> None:
 
 def module_bytes(module: nn.Module) -> bytes:
     """Return what :func:`save_module` writes."""
-    return to_bytes(whole(module.state_dict()))
+    return to_bytes(gather_tensors(module.state_dict()))
 
 
-def whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
-    """Tensors on the CPU, those that are sharded (FSDP) whole: then every process must call this, and may drop them."""
+def gather_tensors(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Tensors on the CPU, sharded ones (FSDP) gathered: then every process must call this, and may drop them."""
     gathered = {}
     for name, value in sorted(tensors.items()):  # gathered in the same order everywhere
         one = value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[operator]

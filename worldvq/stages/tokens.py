@@ -47,16 +47,16 @@ def tokenize(tokenizer: Path, data: Path, out: Path, device: str = "auto") -> To
         if shard_indexes(out):  # of a run that was ended, perhaps of other processes
             merge_shards(out)
         TokenStore.create(out, meta).close()
-    processes.follow_first()
+    processes.wait_for_first()
     shard = Shard(processes.index, processes.count)
     with TokenStore.create(out, meta, shard) as tokens:
         _tokenize_missing(model, store, tokens, shard)
-    processes.gather()
+    processes.wait_for_others()
     if processes.is_first:
         merge_shards(out)
-    processes.follow_first()
+    processes.wait_for_first()
     tokens = TokenStore.open(out)
-    processes.gather()  # the first one may keep the counters: it stays until all have read
+    processes.wait_for_others()  # the first one may keep the counters: it stays until all have read
     return tokens
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from worldvq.errors import CorruptFileError
 from worldvq.files.atomic import disk_errors, sync_folder, write_atomic
 from worldvq.files.reading import read_sealed, seal
-from worldvq.files.weights import check_fit, layout_of, layout_of_tensors, parse_tensors, to_bytes, whole
+from worldvq.files.weights import check_fit, gather_tensors, layout_of, layout_of_tensors, parse_tensors, to_bytes
 from worldvq.training.optimizers import state_layout
 
 
@@ -37,7 +37,7 @@ def take(step: int, module: nn.Module, optimizer: torch.optim.Optimizer, keep: b
     """Gather a checkpoint. Where the model is sharded all processes must call it; those that don't keep it get none."""
     state = optimizer.state_dict()["state"]
     flat = {f"{index}.{key}": value for index, values in state.items() for key, value in values.items()}
-    return Checkpoint(step, whole(module.state_dict(), keep), whole(flat, keep))
+    return Checkpoint(step, gather_tensors(module.state_dict(), keep), gather_tensors(flat, keep))
 
 
 def fill_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from gymnasium.vector.utils import batch_space
 
 from worldvq.errors import UsageError
 from worldvq_envs.maze.render import Renderer, draw_map
-from worldvq_envs.maze.rules import ACTION_NAMES, World
+from worldvq_envs.maze.rules import ACTION_NAMES, Rules
 
 _SIZE_RANGE = (8, 1024)
 _CELLS_RANGE = (3, 63)
@@ -68,7 +68,7 @@ class _Maze:
         if render_mode not in (None, "rgb_array"):
             raise UsageError(f"render_mode {render_mode!r}: choose 'rgb_array' or None")
         self.top_down = bool(top_down)
-        self.world = World(num_envs, num_cells, num_objects, max_steps)
+        self.rules = Rules(num_envs, num_cells, num_objects, max_steps)
         self.renderer = Renderer(*size)
         shown = size if render_size is None else _check_size("render_size", render_size)
         self.shown = self.renderer if shown == size else Renderer(*shown)
@@ -90,7 +90,7 @@ class _Maze:
 
     def info(self) -> dict[str, np.ndarray]:
         """Return (E, ...) position, heading and objects left, and the map where it was asked for."""
-        scene = self.world.scene
+        scene = self.rules.scene
         info = {
             "position": scene.position.copy(),
             "heading": scene.heading.copy(),
@@ -101,11 +101,11 @@ class _Maze:
     def get_state(self, generators: Sequence[np.random.Generator]) -> dict[str, Any]:
         """Return everything that decides what happens next."""
         rng = [generator.bit_generator.state for generator in generators]
-        return {**self.world.get_state(), "reset_needed": self.reset_needed.copy(), "rng": rng}
+        return {**self.rules.get_state(), "reset_needed": self.reset_needed.copy(), "rng": rng}
 
     def set_state(self, state: dict[str, Any], generators: Sequence[np.random.Generator]) -> None:
         """Inverse of :meth:`get_state`."""
-        expected = self.world.get_state()
+        expected = self.rules.get_state()
         missing = sorted(({*expected, "reset_needed", "rng"}) - set(state))
         if missing:
             raise UsageError(f"the state lacks {', '.join(missing)}: give one that get_state() returned")
@@ -115,7 +115,7 @@ class _Maze:
                     f"the state's {name} has shape {np.shape(state[name])}, this maze needs {value.shape}: "
                     "set the state of an environment made with the same num_cells, num_objects and num_envs"
                 )
-        self.world.set_state(state)
+        self.rules.set_state(state)
         self.reset_needed[...] = state["reset_needed"]
         for generator, rng in zip(generators, state["rng"], strict=True):
             generator.bit_generator.state = rng
@@ -163,7 +163,7 @@ class MazeEnv(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Begin an episode in a new layout."""
         super().reset(seed=seed)
-        self._maze.world.reset(0, self.np_random)
+        self._maze.rules.reset(0, self.np_random)
         self._maze.reset_needed[:] = False
         return self._observe(), self._info()
 
@@ -176,7 +176,7 @@ class MazeEnv(gymnasium.Env):
         if self._maze.reset_needed[0]:
             raise UsageError("the episode is over or has not begun: call reset() before step()")
         actions = self._maze.check_actions(np.asarray(action)[None])
-        rewards, terminated, truncated = self._maze.world.step(actions, np.ones(1, bool))
+        rewards, terminated, truncated = self._maze.rules.step(actions, np.ones(1, bool))
         self._maze.reset_needed[:] = terminated | truncated
         return self._observe(), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), self._info()
 
@@ -184,7 +184,7 @@ class MazeEnv(gymnasium.Env):
         """Return the current view as (H, W, 3) uint8 of ``render_size``; None without a render mode."""
         if self.render_mode is None:
             return None
-        return self._maze.shown.render(self._maze.world.scene)[0]
+        return self._maze.shown.render(self._maze.rules.scene)[0]
 
     def get_state(self) -> dict[str, Any]:
         """Return the whole state, the random generator included, as a dict of arrays and numbers."""
@@ -200,7 +200,7 @@ class MazeEnv(gymnasium.Env):
         return self._observe()
 
     def _observe(self) -> np.ndarray:
-        return self._maze.renderer.render(self._maze.world.scene)[0]
+        return self._maze.renderer.render(self._maze.rules.scene)[0]
 
     def _info(self) -> dict[str, Any]:
         return {name: value[0] for name, value in self._maze.info().items()}
@@ -273,7 +273,7 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
         for env, one in enumerate(seeds):
             if one is not None:
                 self._generators[env] = seeding.np_random(one)[0]
-            self._maze.world.reset(env, self._generators[env])
+            self._maze.rules.reset(env, self._generators[env])
         self._maze.reset_needed[:] = False
         self._begun = True
         return self._observe(), self._info()
@@ -289,18 +289,18 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
             raise UsageError("no episode has begun: call reset() before step()")
         actions = maze.check_actions(actions)
         restart = maze.reset_needed.copy()
-        rewards, terminated, truncated = maze.world.step(actions, ~restart)
+        rewards, terminated, truncated = maze.rules.step(actions, ~restart)
         ended = terminated | truncated
         for env in np.flatnonzero(restart):
-            maze.world.reset(int(env), self._generators[env])
+            maze.rules.reset(int(env), self._generators[env])
         maze.reset_needed[:] = ended & (not self._same_step)
         frames, info = self._observe(), self._info()
         if self._same_step and ended.any():
             final, final_info = np.full(self.num_envs, None, object), info
             for env in np.flatnonzero(ended):
                 final[env] = frames[env].copy()
-                maze.world.reset(int(env), self._generators[env])
-            frames[ended] = maze.renderer.render(maze.world.scene[ended])
+                maze.rules.reset(int(env), self._generators[env])
+            frames[ended] = maze.renderer.render(maze.rules.scene[ended])
             info = {**self._info(), "final_obs": final, "_final_obs": ended}
             info |= {"final_info": _only(final_info, ended), "_final_info": ended}
         return frames, rewards, terminated, truncated, info
@@ -309,7 +309,7 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
         """Return the current views, each (H, W, 3) uint8 of ``render_size``; None without a render mode."""
         if self.render_mode is None:
             return None
-        return tuple(self._maze.shown.render(self._maze.world.scene))
+        return tuple(self._maze.shown.render(self._maze.rules.scene))
 
     def get_state(self) -> dict[str, Any]:
         """Return the whole state, the random generators included, as a dict of arrays and numbers."""
@@ -326,7 +326,7 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
         return self._observe()
 
     def _observe(self) -> np.ndarray:
-        return self._maze.renderer.render(self._maze.world.scene)
+        return self._maze.renderer.render(self._maze.rules.scene)
 
     def _info(self) -> dict[str, np.ndarray]:
         info = self._maze.info()

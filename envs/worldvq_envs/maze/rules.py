@@ -30,7 +30,7 @@ def _moves() -> np.ndarray:
 _MOVES = _moves()
 
 
-class World:
+class Rules:
     """The state of ``num_envs`` mazes and how it changes.
 
     Attributes:

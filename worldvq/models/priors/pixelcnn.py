@@ -2,10 +2,13 @@
 
 After van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders. Two stacks of convolutions, so that
 there is no blind spot: the vertical one sees the rows above; the horizontal one sees what is to the left in the row and
-reads the vertical one. What a position may not see lies outside the kernels: there are no masks, every weight is used.
+reads the vertical one. What a mask would hide lies outside the kernels: masks A and B are kernels of two sizes,
+in which every weight is used.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,53 +25,56 @@ def gate(features: Tensor) -> Tensor:
 
 
 class GatedLayer(nn.Module):
-    """One layer of both stacks (figure 2), channels last. Both kernels reach one step back: 2 x 3 and 1 x 2.
+    """One layer of both stacks (figure 2), channels last, with kernels of taps x 3 (vertical) and 1 x taps.
+
+    Mask A leaves out a position's own input (of the vertical stack: that of its row): for the first layer, to which it
+    is the very token to predict. Mask B keeps it: for the others, whose input no longer holds that token (van den Oord
+    et al. 2016, Pixel Recurrent Neural Networks, section 3.4). Both reach one step back.
 
     Attributes:
-        own: Taps that a kernel has in its own row (vertical stack) or on its own position (horizontal stack): 0 in the
-            first layer, whose input there is the very token to predict; 1 in the others, which no longer hold it.
+        taps: Rows or columns that a kernel sees: 1 under mask A, 2 under mask B.
     """
 
-    def __init__(self, width: int, own: int):
+    def __init__(self, width: int, mask: Literal["A", "B"]):
         super().__init__()
-        self.own = own
+        self.taps = taps = 1 if mask == "A" else 2
         # The convolutions' weights are kept as matrices, taps in raster order: what optimizers for matrices work on.
-        self.vertical = nn.Linear((own + 1) * 3 * width, 2 * width, bias=False)
-        self.horizontal = nn.Linear((own + 1) * width, 2 * width, bias=False)
+        self.vertical = nn.Linear(taps * 3 * width, 2 * width, bias=False)
+        self.horizontal = nn.Linear(taps * width, 2 * width, bias=False)
         self.link = nn.Linear(2 * width, 2 * width, bias=False)
         self.condition = nn.Linear(width, 4 * width, bias=False)  # V of eq. 4, of the vertical and the horizontal stack
         self.out = nn.Linear(width, 2 * width, bias=False)
         for matrix in (self.vertical, self.horizontal, self.link, self.condition, self.out):
             nn.init.normal_(matrix.weight, std=matrix.in_features**-0.5)  # learns faster than PyTorch's smaller start
-        if own:  # residual branches start at zero; the first layer is none, for its input holds the token to predict
+        if mask == "B":  # residual branches start at zero; under mask A there is none: the input is what to predict
             nn.init.zeros_(self.out.weight[:width])
 
     def look_up(self, above: Tensor) -> Tensor:
         """Convolve n rows of the vertical stack.
 
         Args:
-            above: (B, n + own, w, C), the input from the row before the first of them on.
+            above: (B, n + taps - 1, w, C), the input from the row before the first of them on.
 
         Returns:
             (B, n, w, 2 C).
         """
-        kernel = self.vertical.weight.unflatten(1, (self.own + 1, 3, -1)).permute(0, 3, 1, 2)  # (2 C, C, own + 1, 3)
+        kernel = self.vertical.weight.unflatten(1, (self.taps, 3, -1)).permute(0, 3, 1, 2)  # (2 C, C, taps, 3)
         return F.conv2d(above.permute(0, 3, 1, 2), kernel, padding=(0, 1)).permute(0, 2, 3, 1)
 
     def look_left(self, left: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         """Run the horizontal stack over m columns of n rows.
 
         Args:
-            left: (B, n, m + own, C), the input from the column before the first of them on.
+            left: (B, n, m + taps - 1, C), the input from the column before the first of them on.
             given: (B, n, m, 2 C), what comes from the vertical stack and the conditioning.
 
         Returns:
             The layer's output and its skip connection, (B, n, m, C) each.
         """
         columns = given.shape[2]
-        taps = torch.cat([left[:, :, j : j + columns] for j in range(self.own + 1)], dim=-1)  # (B, n, m, (own + 1) C)
-        residual, skip = self.out(gate(self.horizontal(taps) + given)).chunk(2, dim=-1)
-        return (residual + left[:, :, 1:] if self.own else residual), skip
+        inputs = torch.cat([left[:, :, j : j + columns] for j in range(self.taps)], dim=-1)  # (B, n, m, taps * C)
+        residual, skip = self.out(gate(self.horizontal(inputs) + given)).chunk(2, dim=-1)
+        return (residual + left[:, :, 1:] if self.taps == 2 else residual), skip
 
 
 class PixelCNN(Prior):
@@ -82,7 +88,7 @@ class PixelCNN(Prior):
         self.position = nn.Parameter(0.02 * torch.randn(*grid, config.width))
         self.from_context = nn.Linear(context_dim, config.width) if context_dim else None
         self.layers: list[GatedLayer] = nn.ModuleList(  # type: ignore[assignment]
-            GatedLayer(config.width, own=min(i, 1)) for i in range(config.num_blocks)
+            GatedLayer(config.width, "B" if i else "A") for i in range(config.num_blocks)
         )
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(config.width, num_codes))
 
@@ -93,8 +99,8 @@ class PixelCNN(Prior):
         skips = vertical.new_zeros(())
         for layer in self.layers:
             # A row or a column of zeros in front; the first layer drops the last one, which is nobody's past.
-            above = F.pad(vertical, (0, 0, 0, 0, 1, layer.own - 1))  # (B, h + own, w, C)
-            left = F.pad(horizontal, (0, 0, 1, layer.own - 1))  # (B, h, w + own, C)
+            above = F.pad(vertical, (0, 0, 0, 0, 1, layer.taps - 2))  # (B, h + taps - 1, w, C)
+            left = F.pad(horizontal, (0, 0, 1, layer.taps - 2))  # (B, h, w + taps - 1, C)
             for_vertical, for_horizontal = layer.condition(conditioning).chunk(2, dim=-1)
             features = layer.look_up(above) + for_vertical
             horizontal, skip = layer.look_left(left, layer.link(features) + for_horizontal)
@@ -128,7 +134,7 @@ class _PixelCNNCache:
         start, stop = (first % width, (last - 1) % width + 1) if bottom - top == 1 else (0, width)
         skips = self.left[0].new_zeros(())
         for i, layer in enumerate(self.prior.layers):
-            left = self.left[i][:, top:bottom, start : stop + layer.own]
+            left = self.left[i][:, top:bottom, start : stop + layer.taps - 1]
             output, skip = layer.look_left(left, self.given[i][:, top:bottom, start:stop])
             skips = skips + skip  # (B, rows, columns, C)
             if i + 1 < len(self.left):
@@ -150,7 +156,7 @@ class _PixelCNNCache:
             return
         for i, layer in enumerate(self.prior.layers):
             for_vertical, for_horizontal = self.conditions[i][:, top:bottom].chunk(2, dim=-1)
-            features = layer.look_up(self.above[i][:, top : bottom + layer.own]) + for_vertical
+            features = layer.look_up(self.above[i][:, top : bottom + layer.taps - 1]) + for_vertical
             self.given[i][:, top:bottom] = layer.link(features) + for_horizontal
             if i + 1 < len(self.above):
                 self.above[i + 1][:, top + 1 : bottom + 1] = gate(features)
