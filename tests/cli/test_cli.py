@@ -170,7 +170,7 @@ def test_without_its_report_only_the_evaluation_is_done_again(demo, tmp_path):
 def test_another_config_in_the_same_folder_is_refused(demo):
     before = hashes(demo, "tokenizer")
     result = run("demo", "--config", "tiny", "--out", demo, "tokenizer_training.steps=41")
-    assert result.returncode == 2 and "tokenizer_training.steps is 40 there, 41 now" in result.stderr
+    assert result.returncode == 2 and "tokenizer_training.steps: that run had 40, this one has 41" in result.stderr
     assert hashes(demo, "tokenizer") == before
 
 

@@ -113,24 +113,26 @@ def refused(root: Path, use, *words: str) -> str:
 
 def test_a_dataset_and_a_config(made):
     new = made / "new"
-    refused(
-        made, lambda: train_tokenizer(CONFIG, made / "large", new), "large", "frame_size is [32, 32] there, [16, 16] in"
-    )
+    refused(made, lambda: train_tokenizer(CONFIG, made / "large", new), "large", "frame_size: the dataset has 32x32, ")
 
 
 def test_a_dataset_and_a_tokenizer(made):
-    words = ("large", "tokenizer", "frame_size is [32, 32] there, [16, 16] of the tokenizer")
+    words = ("large", "tokenizer", "frame_size: the dataset has 32x32, the tokenizer expects 16x16: take")
     refused(made, lambda: tokenize(made / "tokenizer", made / "large", made / "new"), *words)
 
 
 @pytest.mark.parametrize(
     ("tokenizer", "words"),
     [
-        ("another seed", ["tokenizer_hash is '"]),
-        ("more codes", ["tokenizer_hash is '", "num_codes is 8 there, 12 of the tokenizer"]),
+        ("another seed", ["tokenizer_hash: the tokens have '"]),
+        ("more codes", ["tokenizer_hash: the tokens have '", "num_codes: the tokens have 8, the tokenizer has 12"]),
         (
             "large tokenizer",
-            ["tokenizer_hash is '", "grid is [2, 2] there, [4, 4] of", "frame_size is [16, 16] there, [32, 32] of"],
+            [
+                "tokenizer_hash: ",
+                "grid: the tokens have 2x2, the tokenizer has 4x4",
+                "frame_size: the tokens have 16x16",
+            ],
         ),
     ],
 )
@@ -140,12 +142,16 @@ def test_tokens_and_a_tokenizer(made, tokenizer, words):
         lambda: train_dynamics(CONFIG, made / "tokens", made / tokenizer, made / "new", made / "new world"),
         *("was made by another tokenizer", *words),
     )
-    assert message.count(" there, ") == len(words)  # what differs, and nothing else
+    assert message.count(", the tokenizer has ") == len(words)  # what differs, and nothing else
 
 
 def test_tokens_and_a_store_of_tokens(made):
     """Tokens of another tokenizer are never added to a store."""
-    words = ("was made otherwise", "tokenizer_hash is '", "num_codes is 8 there, 12 asked")
+    words = (
+        "was made otherwise",
+        "tokenizer_hash: the token store has '",
+        "num_codes: the token store has 8, you ask for 12",
+    )
     refused(made, lambda: tokenize(made / "more codes", made / "data", made / "tokens"), *words)
 
 
@@ -162,21 +168,29 @@ def test_tokens_and_a_run_of_another_action_space(made, tmp_path, space):
         *words,
     )
     theirs, ours = NAMED.to_json(), SPACES[space].to_json()
-    assert all(f"action_space.{name} is" in message for name in theirs if theirs[name] != ours[name])
+    assert all(f"action_space.{name}: that run had" in message for name in theirs if theirs[name] != ours[name])
 
 
 def test_tokens_and_a_run_on_another_tokenizers_tokens(made, tmp_path):
     shutil.copytree(made / "dynamics", tmp_path / "dynamics")
     tokenize(made / "more codes", made / "data", tmp_path / "tokens", "cpu")
     given = (tmp_path / "tokens", made / "more codes", tmp_path / "dynamics", tmp_path / "world")
-    refused(tmp_path, lambda: train_dynamics(CONFIG, *given), "tokenizer_hash is '", "num_codes is 8 there, 12 now")
+    refused(
+        tmp_path,
+        lambda: train_dynamics(CONFIG, *given),
+        "tokenizer_hash: ",
+        "num_codes: that run had 8, this one has 12",
+    )
 
 
-@pytest.mark.parametrize(("tokenizer", "words"), [("more codes", "num_codes is 12"), ("large tokenizer", "grid is [4")])
+@pytest.mark.parametrize(
+    ("tokenizer", "words"),
+    [("more codes", "num_codes: the tokenizer has 12"), ("large tokenizer", "grid: the tokenizer has 4x4")],
+)
 def test_a_tokenizer_and_a_dynamics(made, tokenizer, words):
     world, other = WorldModel.load(made / "world", "cpu"), load_tokenizer(made / tokenizer)
     hashed = hash_module(world.dynamics), hash_module(other)
-    refused(made, lambda: WorldModel(other, world.dynamics, {}), words, "of the tokenizer", "of the dynamics")
+    refused(made, lambda: WorldModel(other, world.dynamics, {}), words, ", the dynamics expects ")
     assert (hash_module(world.dynamics), hash_module(other)) == hashed
 
 
@@ -191,11 +205,11 @@ def test_a_world_and_a_dataset(made, data, command):
     }
     message = refused(made, uses[command], "does not fit the world", data)
     if data == "large":
-        assert "frame_size is [32, 32] there, [16, 16] the world's" in message
+        assert "frame_size: the dataset has 32x32, the world expects 16x16: take a dataset" in message
     else:
         theirs, ours = SPACES[data].to_json(), NAMED.to_json()
         for name in ours:
-            assert (f"action_space.{name} is" in message) == (theirs[name] != ours[name]), message
+            assert (f"action_space.{name}: the dataset has" in message) == (theirs[name] != ours[name]), message
     assert world.hash() == hashed
 
 
@@ -211,15 +225,15 @@ def test_a_config_and_a_run_folder(made, tmp_path, what):
         ),
     }
     width = getattr(CONFIG, what).width
-    words = [f"{what}.width is {width} there, 32 now", f"{what}_training.steps is 2 there, 9 now"]
-    message = refused(tmp_path, uses[what], "with another config", *words, f"{what}_training.seed is 0 there, 7 now")
-    assert message.count(" there, ") == 3
+    words = [f"{what}.width: that run had {width}, this one has 32", f"{what}_training.steps: that run had 2, "]
+    message = refused(tmp_path, uses[what], "with another config", *words, f"{what}_training.seed: that run had 0, ")
+    assert message.count(", this one has ") == 3
 
 
 def test_a_tokenizers_run_and_data_of_another_size_or_environment(made, tmp_path):
     shutil.copytree(made / "tokenizer", tmp_path / "tokenizer")
     make_data(tmp_path / "data", env=EnvConfig(id="Other-v0", size=(16, 16), frame_skip=3))
-    words = ("env.id is 'worldvq/Maze-v0' there, 'Other-v0' now", "env.frame_skip is 1 there, 3 now")
+    words = ("env.id: that run had 'worldvq/Maze-v0', this one has 'Other-v0'", "env.frame_skip: that run had 1, ")
     refused(tmp_path, lambda: train_tokenizer(CONFIG, tmp_path / "data", tmp_path / "tokenizer"), *words)
 
 
@@ -227,11 +241,16 @@ def test_a_store_and_what_is_asked_of_it(made):
     with EpisodeStore.open(made / "data") as store:
         meta = store.meta
     asked = meta.model_copy(update={"seed": 5, "policy": "held 8", "frame_size": (8, 8)})
-    words = ("seed is 0 there, 5 asked", "policy is 'random' there, 'held 8' asked", "frame_size is [16, 16] there")
-    assert refused(made, lambda: EpisodeStore.create(made / "data", asked), *words).count(" there, ") == 3
+    words = ("seed: the dataset has 0, you ask for 5", "policy: the dataset has 'random', ", "you ask for 8x8")
+    assert refused(made, lambda: EpisodeStore.create(made / "data", asked), *words).count(", you ask for ") == 3
     with TokenStore.open(made / "tokens") as tokens:
         other: TokenMeta = tokens.meta.model_copy(update={"grid": (4, 4), "tokenizer_hash": "0" * 64})
-    refused(made, lambda: TokenStore.create(made / "tokens", other), "grid is [2, 2] there, [4, 4]", "tokenizer_hash")
+    refused(
+        made,
+        lambda: TokenStore.create(made / "tokens", other),
+        "grid: the token store has 2x2, you ask for 4x4",
+        "tokenizer_hash",
+    )
 
 
 def others(what: str) -> dict[str, torch.nn.Module]:
@@ -267,7 +286,7 @@ def test_weights_and_a_module(made, what):
         load_newest = functools.partial(checkpoints.load_newest, module, optimizer)
         for use in (functools.partial(load_module, file, module), load_newest):
             message = refused(made, use, "does not fit this model: ")
-            assert message.count(" there, ") == min(SHOWN, different(file, module)), name
+            assert message.count(", the model has ") == min(SHOWN, different(file, module)), name
         assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
         assert not optimizer.state
 
@@ -313,11 +332,14 @@ def test_a_claim_that_is_the_same_goes_on_and_says_nothing(tmp_path):
 def test_differences_say_all_and_shorten_what_is_long():
     there = {"a": 1, "b": {"c": (1, 2), "d": None, "e": "x" * 500}, "f": True, "only": 1, "versions": {"torch": "1"}}
     here = {"a": 2, "b": {"c": [1, 2], "d": 0, "e": "y" * 500}, "f": 1, "versions": {"torch": "2"}}
-    lines = differences(there, here, ("there", "now"), ignore=("versions",))
-    assert lines[0] == "a is 1 there, 2 now" and lines[1] == "b.d is nothing there, 0 now"
-    assert lines[2].startswith("b.e is 'xxx") and len(lines[2]) < 2 * LONGEST + 30
-    assert lines[3:] == ["f is True there, 1 now", "only is 1 there, nothing now"]
-    assert differences(there, there) == []
+    who = ("it had", "it has")
+    lines = differences(there, here, who, ignore=("versions",))
+    assert lines[0] == "a: it had 1, it has 2" and lines[1] == "b.d: it had nothing, it has 0"
+    assert lines[2].startswith("b.e: it had 'xxx") and len(lines[2]) < 2 * LONGEST + 30
+    assert lines[3:] == ["f: it had True, it has 1", "only: it had 1, it has nothing"]
+    assert differences(there, there, who) == []
+    sizes = ({"grid": (2, 3), "env": {"size": [64, 64]}}, {"grid": [2, 4], "env": {"size": 64}})
+    assert differences(*sizes, who) == ["grid: it had 2x3, it has 2x4", "env.size: it had 64x64, it has 64"]
     assert join(["x"] * 30).endswith("; and 10 more")
 
 

@@ -450,7 +450,9 @@ def test_creating_over_something_else(tmp_path):
 def test_other_settings_are_named_and_other_versions_allowed(tmp_path):
     fill(tmp_path / "d", 1)
     other = make_meta(seed=4).model_copy(update={"env": EnvConfig(frame_skip=4)})
-    with pytest.raises(UsageError, match=r"env.frame_skip is 1 there, 4 asked; seed is 0 there, 4 asked"):
+    with pytest.raises(
+        UsageError, match=r"env.frame_skip: the dataset has 1, you ask for 4; seed: the dataset has 0, you"
+    ):
         EpisodeStore.create(tmp_path / "d", other)
     EpisodeStore.create(tmp_path / "d", make_meta(versions={"worldvq": "1"})).close()
 

@@ -273,9 +273,13 @@ def test_the_papers_figure_needs_its_actions(tmp_path, names):
         ({"context": 9}, UsageError, "13 frames"),
         ({"top_p": 2}, UsageError, "top_p = 2"),
         ({"world": "nowhere"}, UsageError, "nowhere"),
-        ({"space": NAMED, "size": 24}, UsageError, r"frame_size is \[16, 16\] there, \[24, 24\] the world's"),
-        ({"space": ActionSpace("discrete", nvec=(5,))}, UsageError, r"nvec is \[4\] there, \[5\] the world's"),
-        ({"space": BOX}, UsageError, "is 'discrete' there, 'box' the world's"),
+        ({"space": NAMED, "size": 24}, UsageError, "frame_size: the dataset has 16x16, the world expects 24x24"),
+        (
+            {"space": ActionSpace("discrete", nvec=(5,))},
+            UsageError,
+            r"nvec: the dataset has \[4\], the world expects \[5\]",
+        ),
+        ({"space": BOX}, UsageError, "kind: the dataset has 'discrete', the world expects 'box'"),
         ({"no ffmpeg": True}, RunError, "ffmpeg"),
     ],
 )

@@ -143,9 +143,13 @@ def test_held_out_episodes_are_fixed_by_their_number(reference):
 @pytest.mark.parametrize(
     ("env", "changes", "words"),
     [
-        ({"length": 11, "jitter": 20}, {}, "env.kwargs.length is 10 there, 11 asked"),
-        ({"length": 10, "jitter": 20}, {"policy": "random"}, "policy is 'held 8' there, 'random' asked"),
-        ({"length": 10, "jitter": 20, "action": "box"}, {}, "action_space.kind is 'discrete' there, 'box' asked"),
+        ({"length": 11, "jitter": 20}, {}, "env.kwargs.length: the dataset has 10, you ask for 11"),
+        ({"length": 10, "jitter": 20}, {"policy": "random"}, "policy: the dataset has 'held 8', you ask for 'random'"),
+        (
+            {"length": 10, "jitter": 20, "action": "box"},
+            {},
+            "action_space.kind: the dataset has 'discrete', you ask for 'box'",
+        ),
     ],
 )
 def test_another_dataset_is_not_continued(reference, env, changes, words):

@@ -68,7 +68,8 @@ def test_it_continues_and_skips_what_is_there(tmp_path):
 def test_another_tokenizer_is_refused(tmp_path):
     TokenStore.create(tmp_path / "t", make_meta()).close()
     with pytest.raises(
-        UsageError, match=r"tokenizer_hash is 'ffff.*' there, '0000.*' asked; num_codes is 512 there, 64"
+        UsageError,
+        match=r"tokenizer_hash: .* has 'ffff.*', you ask for '0000.*'; num_codes: .* has 512, you ask for 64",
     ):
         TokenStore.create(tmp_path / "t", make_meta(tokenizer_hash="0" * 64, num_codes=64))
 

@@ -19,7 +19,7 @@ from worldvq.data.shard import INDEX, Shard
 from worldvq.data.shards import merge_shards, shard_indexes
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.files.atomic import disk_errors, sync_folder, write_atomic
-from worldvq.files.differences import differences, join
+from worldvq.files.differences import require_same
 from worldvq.files.lock import Lock
 from worldvq.files.reading import read_bounded, seal
 from worldvq.types import ActionSpace
@@ -95,9 +95,14 @@ class Store(Generic[M]):
                 stale.unlink(missing_ok=True)
             if (path / cls.meta_file).is_file():
                 found = cls._read_meta(path)
-                pair = (found.model_dump(mode="json"), meta.model_dump(mode="json"))
-                if lines := differences(*pair, ("there", "asked"), ignore=("versions",)):  # of libraries
-                    raise UsageError(f"{path} was made otherwise: {join(lines)}; give another folder")
+                require_same(
+                    found.model_dump(mode="json"),
+                    meta.model_dump(mode="json"),
+                    (f"the {cls.what} has", "you ask for"),
+                    f"{path} was made otherwise",
+                    "give another folder",
+                    ignore=("versions",),  # of libraries
+                )
                 meta = found
             else:
                 write_atomic(path / cls.meta_file, seal(meta.model_dump(mode="json")))

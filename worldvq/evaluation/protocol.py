@@ -195,9 +195,9 @@ def check_fits(world: WorldModel, store: EpisodeStore) -> None:
     require_same(
         {"frame_size": store.meta.frame_size, "action_space": store.action_space.to_json()},
         {"frame_size": world.frame_size, "action_space": world.action_space.to_json()},
+        ("the dataset has", "the world expects"),
         f"{store.path} does not fit the world",
         "take a dataset of the world's environment, recorded with its env.size",
-        ("there", "the world's"),
     )
 
 

@@ -1,4 +1,7 @@
-"""What two records disagree on, field by field: every refusal of a pair that does not fit says it this way."""
+"""What two records disagree on, field by field: every refusal of a pair that does not fit says it this way.
+
+frame_size: the dataset has 16x16, the world expects 24x24
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from worldvq.errors import UsageError
 SHOWN = 20
 """Differences that are spelt out; a network of other sizes has hundreds."""
 LONGEST = 60
+
+Who = tuple[str, str]
+"""The two sides, each with its verb: ``("the dataset has", "the world expects")``."""
 
 
 def short(value: Any) -> str:
@@ -25,33 +31,43 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def differences(
-    there: Any, here: Any, names: tuple[str, str] = ("there", "here"), ignore: tuple[str, ...] = (), key: str = ""
-) -> list[str]:
+def differences(first: Any, second: Any, who: Who, ignore: tuple[str, ...] = (), key: str = "") -> list[str]:
     """Compare two records of JSON values key by key.
 
     Args:
-        there: One record.
-        here: The other.
-        names: What follows each value in a line, as in ``frame_size is [64, 64] there, [32, 32] here``.
+        first: One record.
+        second: The other.
+        who: Has them.
         ignore: Keys that may differ.
         key: Path of keys that leads to these two.
 
     Returns:
         One line for every value that differs, in the order of the keys.
     """
-    if isinstance(there, dict) and isinstance(here, dict):
+    if isinstance(first, dict) and isinstance(second, dict):
         lines = []
-        for name in [name for name in {**there, **here} if name not in ignore]:
+        for name in [name for name in {**first, **second} if name not in ignore]:
             path = f"{key}.{name}" if key else str(name)
-            lines += differences(there.get(name), here.get(name), names, ignore, path)
+            lines += differences(first.get(name), second.get(name), who, ignore, path)
         return lines
-    if isinstance(there, tuple | list) and isinstance(here, tuple | list):
-        there, here = list(there), list(here)
-    if there == here and isinstance(there, bool) == isinstance(here, bool):  # 1 == True
+    if isinstance(first, tuple | list) and isinstance(second, tuple | list):
+        first, second = list(first), list(second)
+    if first == second and isinstance(first, bool) == isinstance(second, bool):  # 1 == True
         return []
-    one, other = ("nothing" if value is None else short(value) for value in (there, here))
-    return [f"{printable(key)} is {one} {names[0]}, {other} {names[1]}"]
+    return [difference(key, _shown(key, first), _shown(key, second), who)]
+
+
+def difference(key: str, first: str, second: str, who: Who) -> str:
+    """Return the line of one value that differs."""
+    return f"{printable(key)}: {who[0]} {first}, {who[1]} {second}"
+
+
+def _shown(key: str, value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if key.endswith(("size", "grid")) and isinstance(value, list) and len(value) == 2:
+        return "x".join(short(side) for side in value)
+    return short(value)
 
 
 def join(lines: list[str]) -> str:
@@ -59,7 +75,7 @@ def join(lines: list[str]) -> str:
     return "; ".join(lines[:SHOWN]) + (f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
 
 
-def require_same(there: Any, here: Any, start: str, way_out: str, names: tuple[str, str] = ("there", "here")) -> None:
-    """Raise a UsageError ``start: differences: way_out`` unless two records are the same."""
-    if lines := differences(there, here, names):
-        raise UsageError(f"{start}: {join(lines)}: {way_out}")
+def require_same(first: Any, second: Any, who: Who, problem: str, way_out: str, ignore: tuple[str, ...] = ()) -> None:
+    """Raise a UsageError ``problem: differences: way_out`` unless two records are the same; see :func:`differences`."""
+    if lines := differences(first, second, who, ignore):
+        raise UsageError(f"{problem}: {join(lines)}: {way_out}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from worldvq.errors import CorruptFileError
 from worldvq.files.atomic import write_atomic
-from worldvq.files.differences import join
+from worldvq.files.differences import difference, join
 from worldvq.files.headers import Header, parse_header, read_header
 
 Layout = Mapping[str, tuple[torch.Size, torch.dtype | None]]
@@ -75,7 +75,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def check_header(path: Path, module: nn.Module) -> None:
     """Raise CorruptFileError unless a file holds tensors of a module's names, shapes and types; reads no tensor."""
-    check_fit(path, layout_of(module), _found(read_header(path)))
+    way_out = "copy the file here again that was saved with this model"
+    check_fit(path, layout_of(module), _found(read_header(path)), way_out)
 
 
 def _found(header: Header) -> Layout:
@@ -112,14 +113,13 @@ def layout_of_tensors(tensors: Mapping[str, Tensor]) -> Layout:
     return {name: (value.shape, value.dtype) for name, value in tensors.items()}
 
 
-def check_fit(path: Path, expected: Layout, found: Layout) -> None:
-    """Raise CorruptFileError with everything that differs."""
+def check_fit(path: Path, expected: Layout, found: Layout, way_out: str) -> None:
+    """Raise CorruptFileError with everything that differs, and the way out."""
     names = [name for name in sorted(expected.keys() | found.keys()) if found.get(name) != expected.get(name)]
     if names:
-        lines = [
-            f"{name} is {_describe(found.get(name))} there, {_describe(expected.get(name))} here" for name in names
-        ]
-        raise CorruptFileError(f"{path} does not fit this model: {join(lines)}")
+        who = ("the file has", "the model has")
+        lines = [difference(name, _describe(found.get(name)), _describe(expected.get(name)), who) for name in names]
+        raise CorruptFileError(f"{path} does not fit this model: {join(lines)}: {way_out}")
 
 
 def _describe(tensor: tuple[torch.Size, torch.dtype | None] | None) -> str:

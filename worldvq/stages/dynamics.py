@@ -51,9 +51,9 @@ def train_dynamics(
             "num_codes": vqvae.num_codes,
             "frame_size": vqvae.config.frame_size,
         },
+        ("the tokens have", "the tokenizer has"),
         f"{tokens} was made by another tokenizer than {tokenizer}",
         "run `worldvq tokenize` again into a new folder",
-        ("there", "of the tokenizer"),
     )
     training = config.dynamics_training
     main = make_accelerator(training.precision).is_main_process

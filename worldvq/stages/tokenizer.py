@@ -36,9 +36,9 @@ def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: S
     require_same(
         {"frame_size": store.meta.frame_size},
         {"frame_size": config.tokenizer.frame_size},
+        ("the dataset has", "the config's tokenizer expects"),
         f"{data} does not fit the config",
         f"set tokenizer.frame_size and env.size to {list(store.meta.frame_size)}, or record again",
-        ("there", "in the config's tokenizer"),
     )
     training = config.tokenizer_training
     main = make_accelerator(training.precision).is_main_process

@@ -38,9 +38,9 @@ def tokenize(tokenizer: Path, data: Path, out: Path, device: str = "auto") -> To
     require_same(
         {"frame_size": store.meta.frame_size},
         {"frame_size": model.config.frame_size},
+        ("the dataset has", "the tokenizer expects"),
         f"{data} does not fit {tokenizer}",
         "take the dataset that the tokenizer was trained on, or another one of its size",
-        ("there", "of the tokenizer"),
     )
     meta = TokenMeta(tokenizer_hash=hash_module(model), dataset=store.meta, num_codes=model.num_codes, grid=model.grid)
     if processes.is_first:

@@ -138,13 +138,14 @@ class Checkpoints:
         way_out = f"delete {self._path(step)} to {before}"
         hashes = _read_manifest(self._path(step), step, way_out)
         model, state = (_read_hashed(self._path(step) / name, digest, way_out) for name, digest in hashes.items())
-        check_fit(self._path(step) / "model.safetensors", layout_of(module), layout_of_tensors(model))
+        check_fit(self._path(step) / "model.safetensors", layout_of(module), layout_of_tensors(model), way_out)
         layout, path = state_layout(optimizer), self._path(step) / "optimizer.safetensors"
         indices = {name.split(".")[0] for name in state}
         check_fit(
             path,
             {name: kind for name, kind in layout.items() if name.split(".")[0] in indices},
             layout_of_tensors(state),
+            way_out,
         )
         return Checkpoint(step, model, state)
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from worldvq.config.yaml_loading import dump_yaml, read_yaml
-from worldvq.errors import UsageError
 from worldvq.files.atomic import write_atomic
-from worldvq.files.differences import differences, join, require_same
+from worldvq.files.differences import require_same
 from worldvq.files.reading import read_sealed, seal
+
+_RUNS = ("that run had", "this one has")
+_WAY_OUT = "give another --out, or delete that folder"
 
 
 def claim(out: Path, what: str, config: dict[str, Any], inputs: dict[str, Any]) -> None:
@@ -28,8 +30,8 @@ def claim(out: Path, what: str, config: dict[str, Any], inputs: dict[str, Any]) 
     check_same_run(out, config, what)
     path = out / "inputs.json"
     if path.exists():  # runs from before it was written have none
-        start = f"{out} holds a {what} trained on something else"
-        require_same(read_sealed(path), inputs, start, "give another --out, or delete that folder", ("there", "now"))
+        problem = f"{out} holds a {what} trained on something else"
+        require_same(read_sealed(path), inputs, _RUNS, problem, _WAY_OUT)
     write_atomic(out / "config.yaml", dump_yaml(config).encode())
     write_atomic(path, seal(inputs))
 
@@ -41,11 +43,5 @@ def check_same_run(out: Path, config: dict[str, Any], what: str) -> None:
         UsageError: ``config.yaml`` in ``out`` is there and differs; names every key that does, with both values.
     """
     path = out / "config.yaml"
-    if not path.exists():
-        return
-    lines = differences(read_yaml(path), config, ("there", "now"))
-    if lines:
-        raise UsageError(
-            f"{out} holds a {what} trained with another config: {join(lines)}: give another --out, or delete that "
-            "folder"
-        )
+    if path.exists():
+        require_same(read_yaml(path), config, _RUNS, f"{out} holds a {what} trained with another config", _WAY_OUT)

@@ -96,9 +96,9 @@ class WorldModel:
         require_same(
             {"grid": tokenizer.grid, "num_codes": tokenizer.num_codes},
             {"grid": dynamics.grid, "num_codes": dynamics.num_codes},
-            "tokenizer and dynamics do not fit",
+            ("the tokenizer has", "the dynamics expects"),
+            "tokenizer and dynamics do not fit together",
             "train the dynamics on this tokenizer's tokens",
-            ("of the tokenizer", "of the dynamics"),
         )
         self.tokenizer = tokenizer.eval()
         self.dynamics = dynamics.eval()
