@@ -256,14 +256,14 @@ def dream_inputs(world: WorldModel, data: Path | None, batch: int) -> Clip:
 
 def dream(world: WorldModel, clip: Clip, sampling: dict[str, Any]) -> tuple[Callable[[], float], list[float]]:
     """Return a step of a dream, with its picture, and a list that gets the passes that each step took."""
-    session = world.start(clip.frames[:, :CONTEXT], clip.actions[:, : CONTEXT - 1], **sampling)
+    dream = world.start(clip.frames[:, :CONTEXT], clip.actions[:, : CONTEXT - 1], **sampling)
     actions = itertools.cycle(clip.actions[:, CONTEXT - 1 :].unbind(1))
     passes: list[float] = []
 
     def work() -> float:
-        session.step(next(actions))
-        passes.append(session.passes.float().mean().item())
-        return float(len(session.passes))
+        dream.step(next(actions))
+        passes.append(dream.passes.float().mean().item())
+        return float(len(dream.passes))
 
     return work, passes
 

@@ -43,12 +43,12 @@ def dreams_per_second(world: WorldModel, method: str, data: Path) -> float:
     """Frames a second of one dream, tokens only, on held-out contexts."""
     clip = dream_inputs(world, data, 1)
     sampling = world.sampling_with({"method": method})
-    session = world.start(clip.frames[:, :CONTEXT], clip.actions[:, : CONTEXT - 1], **sampling)
+    dream = world.start(clip.frames[:, :CONTEXT], clip.actions[:, : CONTEXT - 1], **sampling)
     actions = clip.actions[:, CONTEXT - 1 :].unbind(1)
-    session.step_tokens(actions[0])
+    dream.step_tokens(actions[0])
     begun = time.perf_counter()
     for action in actions[1 : STEPS + 1]:
-        session.step_tokens(action)
+        dream.step_tokens(action)
     return STEPS / (time.perf_counter() - begun)
 
 

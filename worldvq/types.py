@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 MAX_CHOICES = 2**20
@@ -216,6 +217,14 @@ class TokenClip:
         return TokenClip(
             **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)}
         )
+
+
+def as_tensor(values: ArrayLike | Tensor) -> Tensor:
+    """Return a tensor of what may be a NumPy array, memory-mapped and read-only ones too, a list or a number."""
+    if isinstance(values, Tensor):
+        return values
+    array = np.asarray(values)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def frames_to_model(frames: Tensor) -> Tensor:

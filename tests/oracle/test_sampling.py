@@ -15,14 +15,18 @@ from worldvq.models.sampling import (
     choose,
     draw,
     draw_noise,
-    gumbel_noise,
     predictive,
     sequential,
     truncate,
 )
+from worldvq.nn.noise import stream_keys
 
 KINDS = ("transformer", "pixelcnn")
 TIE = {torch.float32: 1e-4, torch.bfloat16: 0.2}  # scores this close may be rounded either way by another batching
+
+
+def keys(batch, seed=5, step=0):
+    return stream_keys(seed, np.arange(batch), np.full(batch, step))
 
 
 def make(kind, grid=(2, 3), num_codes=7, context_dim=0, dtype=torch.float32, std=0.4):
@@ -67,7 +71,7 @@ def test_predictive_draws_the_tokens_that_sequential_draws(
     prior = make(kind, grid, context_dim=3, dtype=dtype)
     context = torch.randn(batch, *grid, 3, dtype=dtype)
     sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-    noise = draw_noise(prior, batch, sampling, torch.Generator().manual_seed(seed))
+    noise = draw_noise(prior, keys(batch, seed), sampling)
     torch.manual_seed(draft_seed)
     draft = torch.randint(7, (batch, *grid))
     one = sequential(prior.start(batch, context), (batch, *grid), noise, sampling)
@@ -86,7 +90,7 @@ def test_most_rows_in_bf16_are_equal_too(kind):
     torch.manual_seed(0)
     prior, sampling = make(kind, (4, 4), context_dim=3, dtype=torch.bfloat16), SamplingConfig()
     context = torch.randn(64, 4, 4, 3, dtype=torch.bfloat16)
-    noise = draw_noise(prior, 64, sampling, torch.Generator().manual_seed(0))
+    noise = draw_noise(prior, keys(64, 0), sampling)
     one = sequential(prior.start(64, context), (64, 4, 4), noise, sampling).tokens
     other = predictive(prior.start(64, context), torch.randint(7, (64, 4, 4)), noise, sampling).tokens
     assert (one == other).flatten(1).all(1).float().mean() > 0.8
@@ -97,7 +101,7 @@ def test_passes_of_a_fixed_shape_draw_the_same(kind):
     torch.manual_seed(4)
     prior, sampling = make(kind, (3, 3), context_dim=2), SamplingConfig()
     context, draft = torch.randn(6, 3, 3, 2), torch.randint(7, (6, 3, 3))
-    noise = draw_noise(prior, 6, sampling, torch.Generator().manual_seed(0))
+    noise = draw_noise(prior, keys(6, 0), sampling)
     cached = predictive(prior.start(6, context), draft, noise, sampling)
     whole = predictive(WholeGrid(prior, context), draft, noise, sampling)
     assert torch.equal(cached.tokens, whole.tokens) and torch.equal(cached.passes, whole.passes)
@@ -108,7 +112,7 @@ def test_passes_of_a_fixed_shape_draw_the_same(kind):
 def test_a_right_draft_takes_one_pass_and_a_row_depends_on_no_other(kind):
     torch.manual_seed(1)
     prior, sampling = make(kind, (3, 4)), SamplingConfig(temperature=0.7)
-    noise = draw_noise(prior, 5, sampling, torch.Generator().manual_seed(1))
+    noise = draw_noise(prior, keys(5, 1), sampling)
     true = sequential(prior.start(5), (5, 3, 4), noise, sampling).tokens
     drafts = true.clone()
     drafts[1, 2, 3] = (drafts[1, 2, 3] + 1) % 7  # the last token is nobody's input
@@ -127,7 +131,7 @@ def test_samples_follow_the_models_own_probabilities(kind, method):
     scipy_stats = pytest.importorskip("scipy.stats")
     torch.manual_seed(2)
     prior, sampling, draws = make(kind, (1, 2), num_codes=3), SamplingConfig(temperature=0.8, method=method), 6000
-    noise = draw_noise(prior, draws, sampling, torch.Generator().manual_seed(1))
+    noise = draw_noise(prior, keys(draws, 1), sampling)
     if method == "sequential":
         drawn = sequential(prior.start(draws), (draws, 1, 2), noise, sampling).tokens.flatten(1)
     else:
@@ -160,7 +164,7 @@ def test_a_cache_sees_the_logits_of_the_full_pass(context_dim):
 
 def test_temperature_zero_is_greedy_and_needs_no_noise():
     prior, sampling = make("transformer"), SamplingConfig(temperature=0)
-    assert draw_noise(prior, 2, sampling, torch.Generator()) is None
+    assert draw_noise(prior, keys(2), sampling) is None
     greedy = sequential(prior.start(2), (2, 2, 3), None, sampling).tokens
     with torch.no_grad():
         assert torch.equal(prior(greedy).argmax(-1), greedy)
@@ -175,14 +179,9 @@ def test_truncation_keeps_what_it_says():
     assert choose(logits, torch.tensor([[0.0, 9.0, 0.0, 99.0]]), SamplingConfig(top_k=2)).tolist() == [1]
 
 
-def test_gumbel_noise_is_finite_and_has_the_right_mean():
-    noise = gumbel_noise((200_000,), torch.Generator().manual_seed(0))
-    assert noise.isfinite().all()
-    assert float(noise.mean()) == pytest.approx(0.5772, abs=0.02)
-
-
 def test_the_draft_that_was_nearer_last_time_is_next():
-    drafts, zeros, ones = Drafts(), torch.zeros(2, 1, 2, dtype=torch.int64), torch.ones(2, 1, 2, dtype=torch.int64)
+    drafts = Drafts(torch.zeros(2, dtype=torch.bool))
+    zeros, ones = torch.zeros(2, 1, 2, dtype=torch.int64), torch.ones(2, 1, 2, dtype=torch.int64)
     assert torch.equal(drafts.draft(zeros, ones), zeros)  # nothing known yet: the forecast
     drafts.judge(torch.tensor([[[0, 0]], [[1, 1]]]), zeros, ones)
     assert drafts.draft(zeros, ones).tolist() == [[[0, 0]], [[1, 1]]]
@@ -207,14 +206,14 @@ def test_draw_gives_the_same_whatever_the_method():
     context, forecast = torch.randn(3, 2, 3, 4), torch.randn(3, 2, 3, 7)
 
     def tokens(method):
-        generator, drafts, pace = torch.Generator().manual_seed(5), Drafts(), Pace()
+        drafts, pace = Drafts(torch.zeros(3, dtype=torch.bool)), Pace()
         sampling = SamplingConfig(temperature=0.5, method=method)
 
-        def one():
-            noise = draw_noise(prior, 3, sampling, generator)
+        def one(step):
+            noise = draw_noise(prior, keys(3, step=step), sampling)
             return draw(prior.start(3, context), forecast, previous, noise, sampling, drafts, pace).tokens
 
-        return torch.stack([one() for _ in range(6)])
+        return torch.stack([one(step) for step in range(6)])
 
     sequence = tokens("sequential")
     assert torch.equal(tokens("predictive"), sequence) and torch.equal(tokens("auto"), sequence)

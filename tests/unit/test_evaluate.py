@@ -49,7 +49,7 @@ class ToyWorld:
         frames[..., 0][frames[..., 2] == 0] = 0
         return frames.unflatten(0, tokens.shape[:2])
 
-    def imagine_tokens(self, tokens, actions, seed=0, **sampling):
+    def imagine_tokens(self, tokens, actions, seed=0, row_seeds=None, **sampling):
         steps = (actions[:, tokens.shape[1] - 1 :] - 1).cumsum(1)
         imagined = (tokens[:, -1:, 0, 0] + steps) % SIZE
         nothing = torch.zeros(imagined.shape)

@@ -26,7 +26,7 @@ HEIGHT, WIDTH, CODES, WINDOW = 16, 24, 11, 3
 FILES = ("tokenizer.safetensors", "dynamics.safetensors")
 
 
-def make_world(kind="discrete", num_blocks=2):
+def make_world(kind="discrete", num_blocks=2, prior="transformer"):
     torch.manual_seed(0)
     size = TokenizerConfig(
         frame_size=(HEIGHT, WIDTH),
@@ -35,8 +35,8 @@ def make_world(kind="discrete", num_blocks=2):
         decoder_blocks=1,
         quantizer=QuantizerConfig(num_codes=CODES, code_dim=4),
     )
-    prior = PriorConfig(width=16, num_blocks=1, num_heads=2)
-    config = DynamicsConfig(context_frames=WINDOW, width=16, num_blocks=num_blocks, num_heads=2, prior=prior)
+    inner = PriorConfig(kind=prior, width=16, num_blocks=1, num_heads=2)
+    config = DynamicsConfig(context_frames=WINDOW, width=16, num_blocks=num_blocks, num_heads=2, prior=inner)
     tokenizer = Tokenizer(size)
     dynamics = Dynamics(config, tokenizer.grid, CODES, SPACES[kind])
     for module in (tokenizer, dynamics):
@@ -184,7 +184,7 @@ def test_actions_and_frames_that_do_not_fit_are_named(kind):
 def test_a_choice_that_is_not_there_is_named(kind, step):
     world, actions = make_world(kind), make_actions(kind, 2, 5)
     actions[1, step] = 3
-    with pytest.raises(UsageError, match="the action 3 is none"):
+    with pytest.raises(UsageError, match="a clip: the action 3 lies outside"):
         world.imagine(make_frames(2, 3), actions)
 
 

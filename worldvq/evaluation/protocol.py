@@ -235,11 +235,10 @@ def _collect(plan: _Plan, numbers: list[int], console: Console) -> Iterator[tupl
         swapped = actions.clone()
         swapped[:, context - 1 :] = all_actions[partner[rows], context - 1 : -1]
         begun = time.monotonic()
-        # The same seed for both: the noise is shared, what differs is what the actions did.
-        seed = config.seed + number
-        imagined = world.imagine_tokens(tokens[:, :context], actions, seed=seed, **sampling)
+        # The same seeds for both: the noise is shared, what differs is what the actions did. Each clip has its own.
+        imagined = world.imagine_tokens(tokens[:, :context], actions, config.seed, rows, **sampling)
         seconds = time.monotonic() - begun
-        shuffled = world.imagine_tokens(tokens[:, :context], swapped, seed=seed, **sampling)
+        shuffled = world.imagine_tokens(tokens[:, :context], swapped, config.seed, rows, **sampling)
         real = clip.frames[:, context:]
         rebuilt = world.render(tokens)
         frames = {

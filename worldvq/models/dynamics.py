@@ -76,17 +76,41 @@ class SpaceTimeBlock(nn.Module):
 
 
 class DynamicsState:
-    """The last ``context_frames`` frames as the network remembers them; grows no further.
+    """The last ``context_frames`` frames of B rows as the network remembers them; grows no further.
+
+    All rows write into the same slot of the ring at the same time, so a step has fixed shapes. How many slots hold
+    frames of its own, each row knows for itself: rows may have begun at different times.
 
     Attributes:
-        step: (1,) int64, frames observed so far.
+        caches: One a block, its rows the positions of the B worlds, B-major.
+        clock: (1,) int64, frames written so far; it says which slot is next.
+        ages: (B,) int64, frames that each row has observed.
     """
 
-    def __init__(self, dynamics: Dynamics, batch: int, like: Tensor):
-        rows = batch * dynamics.grid[0] * dynamics.grid[1]
-        self.size = dynamics.config.context_frames
-        self.caches = [RingCache(rows, block.time, self.size, like) for block in dynamics.blocks]
-        self.step = torch.zeros(1, dtype=torch.int64, device=like.device)
+    def __init__(self, caches: list[RingCache], clock: Tensor, ages: Tensor):
+        self.caches, self.clock, self.ages = caches, clock, ages
+
+    @property
+    def size(self) -> int:
+        """Frames that fit."""
+        return self.caches[0].keys.shape[2]
+
+    def _positions(self, rows: Tensor) -> Tensor:
+        """Rows of the caches that belong to rows (n,) of the batch: (n N,)."""
+        per_row = len(self.caches[0].keys) // len(self.ages)
+        return (rows[:, None] * per_row + torch.arange(per_row, device=rows.device)).flatten()
+
+    def select(self, rows: Tensor) -> DynamicsState:
+        """Return a copy of rows (n,) int64, in that order; one may be there more than once."""
+        positions = self._positions(rows)
+        return DynamicsState([cache.select(positions) for cache in self.caches], self.clock.clone(), self.ages[rows])
+
+    def put(self, rows: Tensor, other: DynamicsState) -> None:
+        """Overwrite rows (n,) int64, in place, by the n rows of another state."""
+        positions, turn = self._positions(rows), int(self.clock - other.clock) % self.size
+        for cache, new in zip(self.caches, other.caches, strict=True):
+            cache.put(positions, new, turn)
+        self.ages[rows] = other.ages
 
 
 class Dynamics(nn.Module):
@@ -173,7 +197,10 @@ class Dynamics(nn.Module):
 
     def start(self, batch: int) -> DynamicsState:
         """Return an empty state for streaming ``batch`` worlds."""
-        return DynamicsState(self, batch, self.position)
+        rows, size, like = batch * self.grid[0] * self.grid[1], self.config.context_frames, self.position
+        caches = [RingCache.empty(rows, block.time, size, like) for block in self.blocks]
+        zeros = torch.zeros(1 + batch, dtype=torch.int64, device=like.device)
+        return DynamicsState(caches, zeros[:1].clone(), zeros[1:].clone())
 
     def observe(self, tokens: Tensor, actions: Tensor, state: DynamicsState) -> DynamicsOutput:
         """Take in one frame and the action that leads out of it; equals the last step of :meth:`context`.
@@ -187,15 +214,17 @@ class Dynamics(nn.Module):
             As :meth:`context`, with T = 1.
         """
         x = self._inputs(tokens[:, None], actions[:, None])[:, 0]  # (B, N, W)
-        ages, slot = ring_ages(state.step, state.size)
+        ages, slot = ring_ages(state.clock, state.size)
         angles = rotary_angles(-ages[:, None].float(), self.blocks[0].time.head_dim)
-        cos, sin, filled = angles.cos(), angles.sin(), (ages <= state.step)[None]
+        cos, sin = angles.cos(), angles.sin()
+        filled = (ages <= state.ages[:, None]).repeat_interleave(x.shape[1], 0)[:, None, None]  # (B N, 1, 1, size)
         for block, cache in zip(self.blocks, state.caches, strict=True):
             x = x + block.space(x, self.cos, self.sin)
             rows = x.reshape(-1, 1, x.shape[-1])  # (B N, 1, W)
             x = x + cache.attend(block.time, rows, slot, cos, sin, filled).view_as(x)
             x = x + block.feed_forward(x)
-        state.step += 1
+        state.clock += 1
+        state.ages += 1
         return self._output(x[:, None])
 
 

@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from worldvq.models.config import SamplingConfig
 from worldvq.models.priors.contract import GridCache, Prior
+from worldvq.nn.noise import gumbel_noise
 
 
 class Drawn(NamedTuple):
@@ -31,20 +33,19 @@ class Drawn(NamedTuple):
     passes: Tensor
 
 
-def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Draw standard Gumbel noise on the generator's device: argmax(logits + noise) is a sample of softmax(logits)."""
-    uniform = torch.rand(shape, generator=generator, device=generator.device)
-    tiny = torch.finfo(torch.float32).tiny
-    return -(-uniform.clamp_min(tiny).log()).clamp_min(tiny).log()
+def draw_noise(prior: Prior, keys: np.ndarray, sampling: SamplingConfig) -> Tensor | None:
+    """Return all noise (B, h*w, K) that one grid a row needs; None at temperature 0, which needs none.
 
-
-def draw_noise(prior: Prior, batch: int, sampling: SamplingConfig, generator: torch.Generator) -> Tensor | None:
-    """Draw all noise (B, h*w, K) that one grid a row needs; None at temperature 0, which needs none."""
+    Args:
+        prior: What is to be drawn from; the noise is computed where it is.
+        keys: (B, 2) int32, of :func:`~worldvq.nn.noise.stream_keys`.
+        sampling: Its temperature.
+    """
     if sampling.temperature == 0:
         return None
-    height, width = prior.grid
-    noise = gumbel_noise((height * width, batch, prior.num_codes), generator)
-    return noise.to(next(prior.parameters()).device).transpose(0, 1)
+    length = prior.grid[0] * prior.grid[1]
+    on_device = torch.from_numpy(keys).to(prior.embed.weight.device)
+    return gumbel_noise(on_device, length * prior.num_codes).unflatten(1, (length, prior.num_codes))
 
 
 def truncate(logits: Tensor, sampling: SamplingConfig) -> Tensor:
@@ -150,21 +151,22 @@ class Drafts:
     """First guesses for predictive sampling: two compete, and in every row the one that did better last time wins.
 
     One is drawn from the parallel forecast with the noise of the grid, the other is the previous frame.
+
+    Attributes:
+        previous_wins: (B,) bool; a row that has drawn nothing yet takes the forecast.
     """
 
-    def __init__(self) -> None:
-        self._previous_wins: Tensor | None = None
+    def __init__(self, previous_wins: Tensor) -> None:
+        self.previous_wins = previous_wins
 
     def draft(self, forecast: Tensor, previous: Tensor) -> Tensor:
         """Return the draft (B, h, w), given the forecast's choice (B, h, w) and the previous frame (B, h, w)."""
-        if self._previous_wins is None:
-            return forecast
-        return torch.where(self._previous_wins[:, None, None], previous, forecast)
+        return torch.where(self.previous_wins[:, None, None], previous, forecast)
 
     def judge(self, tokens: Tensor, forecast: Tensor, previous: Tensor) -> None:
         """Remember which of the two was nearer to the tokens (B, h, w) that were drawn."""
         hits = [(tokens == other).sum((1, 2)) for other in (forecast, previous)]
-        self._previous_wins = hits[1] > hits[0]
+        self.previous_wins = hits[1] > hits[0]
 
 
 class Pace:

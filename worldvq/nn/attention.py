@@ -101,12 +101,20 @@ class RingCache:
     """Keys and values of the last ``size`` steps, overwritten oldest first: flat memory, flat cost, fixed shapes.
 
     Keys are kept unrotated and rotated by their age when read, so positions stay small for ever.
+
+    Attributes:
+        keys: (rows, heads, size, head_dim).
+        values: Likewise.
     """
 
-    def __init__(self, rows: int, attention: Attention, size: int, like: Tensor):
+    def __init__(self, keys: Tensor, values: Tensor):
+        self.keys, self.values = keys, values
+
+    @classmethod
+    def empty(cls, rows: int, attention: Attention, size: int, like: Tensor) -> RingCache:
+        """Return a cache of zeros for a layer, on the device and of the type of ``like``."""
         shape = (rows, attention.num_heads, size, attention.head_dim)
-        self.keys = like.new_zeros(shape)
-        self.values = like.new_zeros(shape)
+        return cls(like.new_zeros(shape), like.new_zeros(shape))
 
     def attend(self, attention: Attention, x: Tensor, slot: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
         """Attend from one new step to itself and the steps before it within the ring; see :func:`ring_ages`.
@@ -117,7 +125,7 @@ class RingCache:
             slot: (1,) int64, where it goes.
             cos: (size, head_dim / 2), of minus the age of each slot; the query has age 0.
             sin: (size, head_dim / 2), likewise.
-            mask: (1, size) bool, True where a slot is filled.
+            mask: (rows, 1, 1, size) bool, True where a slot holds a step of this row.
 
         Returns:
             (rows, 1, width), to be added to x.
@@ -126,6 +134,15 @@ class RingCache:
         self.keys.index_copy_(2, slot, k.to(self.keys.dtype))
         self.values.index_copy_(2, slot, v.to(self.values.dtype))
         return attention.attend(q, rotate(self.keys, cos, sin), self.values, mask)
+
+    def select(self, rows: Tensor) -> RingCache:
+        """Return a copy of rows (n,) int64."""
+        return RingCache(self.keys[rows], self.values[rows])
+
+    def put(self, rows: Tensor, other: RingCache, turn: int) -> None:
+        """Overwrite rows (n,) int64 by those of another cache, whose slot i goes to slot i + ``turn``."""
+        self.keys[rows] = other.keys.roll(turn, 2)
+        self.values[rows] = other.values.roll(turn, 2)
 
 
 def ring_ages(step: Tensor, size: int) -> tuple[Tensor, Tensor]:

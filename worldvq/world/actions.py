@@ -6,10 +6,13 @@ import math
 from pathlib import Path
 
 import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from worldvq.errors import CorruptFileError, UsageError, did_you_mean
 from worldvq.files.reading import open_file, read_json
-from worldvq.types import ActionSpace
+from worldvq.types import ActionSpace, as_tensor
 
 
 def find_action(space: ActionSpace, name: str) -> np.ndarray:
@@ -80,11 +83,20 @@ def _read_array(path: Path) -> np.ndarray:
 
 
 def check_actions(actions: np.ndarray, space: ActionSpace, source: str) -> np.ndarray:
-    """Return actions in the stored dtype, if all are within the space."""
-    low = np.array(space.low) if space.kind == "box" else 0
-    high = np.array(space.high) if space.kind == "box" else np.array(space.nvec).reshape(space.shape) - 1
+    """Return actions (..., *space.shape) in the stored dtype, if all are within the space.
+
+    Raises:
+        UsageError: One is not; names it and what there is.
+    """
+    if actions.dtype.kind == "b" and set(space.nvec) == {2}:  # what MultiBinary is
+        actions = actions.astype(space.dtype)
     if actions.dtype.kind not in "iuf":
         raise UsageError(f"{source}: actions are numbers, these are {actions.dtype}")
+    if space.kind == "box":  # as float32, in which they are stored
+        actions = actions.astype(np.float32)
+        low, high = np.array(space.low, np.float32), np.array(space.high, np.float32)
+    else:
+        low, high = 0, np.array(space.nvec).reshape(space.shape) - 1
     wrong = ~np.isfinite(actions) | (actions < low) | (actions > high)
     if space.kind != "box":
         wrong |= actions != np.round(actions)
@@ -92,3 +104,24 @@ def check_actions(actions: np.ndarray, space: ActionSpace, source: str) -> np.nd
         bounds = space.nvec or (space.low, space.high)
         raise UsageError(f"{source}: the action {actions[wrong][0]} lies outside {space.kind} {bounds}")
     return actions.astype(space.dtype)
+
+
+def stored_actions(actions: ArrayLike | Tensor, space: ActionSpace, leading: tuple[int, ...], source: str) -> Tensor:
+    """Return actions as a tensor (*leading, *space.shape) in the stored dtype.
+
+    Args:
+        actions: A tensor, an array, a list or a number; one single action stands for all.
+        space: What an action is.
+        leading: Axes before those of an action: rows, or rows and steps.
+        source: Says in an error whose actions they are.
+
+    Raises:
+        UsageError: Another shape, or an action that is none of the space.
+    """
+    given = as_tensor(actions).detach().cpu()
+    array = (given.float() if given.is_floating_point() else given).numpy()  # NumPy has no bfloat16
+    if array.shape == space.shape:
+        array = np.broadcast_to(array, (*leading, *space.shape))
+    if array.shape != (*leading, *space.shape):
+        raise UsageError(f"actions {list(array.shape)} of {source}, this world takes {[*leading, *space.shape]}")
+    return torch.from_numpy(np.ascontiguousarray(check_actions(array, space, source)))

@@ -1,64 +1,39 @@
-"""A dream in progress."""
+"""A dream in progress: rows that take one action at a time, each for itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from worldvq.errors import UsageError
 from worldvq.models.config import SamplingConfig
-from worldvq.models.dynamics import Dynamics, DynamicsOutput, DynamicsState
+from worldvq.models.dynamics import DynamicsState
 from worldvq.models.sampling import Drafts, WholeGrid, draw, draw_noise
-from worldvq.models.tokenizer import Tokenizer
+from worldvq.nn.noise import stream_keys
 from worldvq.nn.symlog import symexp
-from worldvq.types import frames_from_model
+from worldvq.types import as_tensor, frames_from_model
+from worldvq.world.actions import stored_actions
+from worldvq.world.engine import Engine
 
-if TYPE_CHECKING:
-    from worldvq.world.model import WorldModel
 
-
-class Steps(NamedTuple):
-    """The costly parts of a step, plain or compiled.
+class Step(NamedTuple):
+    """What one step of a dream gave, on the CPU.
 
     Attributes:
-        observe: As :meth:`Dynamics.observe`.
-        logits: As :meth:`Prior.forward`, for passes of one fixed shape; None has the prior cache what is settled.
-        decode: As :meth:`Tokenizer.decode`.
+        tokens: (B, h, w) int64 of the next frame.
+        rewards: (B,) predicted reward of the transition into it.
+        termination: (B,) probability that this transition ended the task.
+        passes: (B,) passes through the prior that it took.
     """
 
-    observe: Callable[[Tensor, Tensor, DynamicsState], DynamicsOutput]
-    logits: Callable[[Tensor, Tensor], Tensor] | None
-    decode: Callable[[Tensor], Tensor]
-
-
-def make_steps(tokenizer: Tokenizer, dynamics: Dynamics, compile: bool) -> Steps:
-    """Return the steps of a dream; compiled ones are compiled at their first call, and again for another batch.
-
-    On a GPU the prior and the decoder run as CUDA graphs. ``observe`` writes into the rings, which a graph may not.
-    """
-    if not compile:
-        return Steps(dynamics.observe, None, tokenizer.decode)
-    on_gpu = next(dynamics.parameters()).is_cuda
-    observe = torch.compile(dynamics.observe, dynamic=False)
-    mode = "reduce-overhead" if on_gpu else None  # CUDA graphs
-    logits = torch.compile(dynamics.prior, mode=mode, dynamic=False)
-    decode = torch.compile(tokenizer.decode, mode=mode, dynamic=False)
-    if not on_gpu:
-        return Steps(observe, logits, decode)
-
-    def owned(part: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Copy what a graph returns, which its next replay overwrites."""
-
-        def call(*arguments: Tensor) -> Tensor:
-            torch.compiler.cudagraph_mark_step_begin()
-            return part(*arguments).clone()
-
-        return call
-
-    return Steps(observe, owned(logits), owned(decode))
+    tokens: Tensor
+    rewards: Tensor
+    termination: Tensor
+    passes: Tensor
 
 
 def _packed(x: Tensor) -> Tensor:
@@ -66,58 +41,186 @@ def _packed(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
 
 
-class Session:
-    """A dream in progress: B worlds that take one action at a time, for as long as you like.
+class Dream:
+    """B dreams that take one action at a time, for as long as you like; made by :meth:`WorldModel.start`.
+
+    Rows are independent. What a row dreams is a function of the dream's seed, the row's own seed, its context and its
+    actions: the same alone or among others, whatever happens to those.
 
     Attributes:
-        tokens: (B, h, w) of the newest frame.
-        passes: (B,) passes through the prior that the newest frame took; empty before the first.
+        engine: What dreams.
+        sampling: How tokens are drawn.
+        seed: Of the whole dream.
+        row_seeds: (B,) int64, of each row.
+        steps: (B,) int64, frames that each row has imagined since it began.
+        tokens: (B, h, w) of each row's newest frame.
+        passes: (B,) passes through the prior that the newest frames took; empty before the first step.
     """
 
-    def __init__(self, world: WorldModel, tokens: Tensor, actions: Tensor, seed: int, sampling: SamplingConfig):
-        if actions.shape[1] != tokens.shape[1] - 1:
-            raise UsageError(
-                f"{tokens.shape[1]} context frames have {tokens.shape[1] - 1} actions between them, "
-                f"got {actions.shape[1]}"
-            )
-        self.world = world
+    def __init__(
+        self,
+        engine: Engine,
+        tokens: Tensor,
+        actions: ArrayLike | Tensor,
+        seed: int,
+        sampling: SamplingConfig,
+        row_seeds: ArrayLike | None = None,
+    ):
+        """Begin.
+
+        Args:
+            engine: What dreams.
+            tokens: (B, C, h, w) int64, the context.
+            actions: (B, C - 1, ...), those between its frames.
+            seed: Of the whole dream.
+            sampling: How tokens are drawn.
+            row_seeds: (B,) integers; 0 … B - 1 where they are left out.
+
+        Raises:
+            UsageError: Something does not fit.
+        """
         if sampling.compile and sampling.method == "auto":  # passes are of one shape: fewer are faster
             sampling = sampling.model_copy(update={"method": "predictive"})
-        self.sampling = sampling
-        self.steps = world.steps(sampling.compile)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.drafts = Drafts()
-        self.state = world.dynamics.start(len(tokens))
-        tokens, actions = tokens.to(world.device), actions.to(world.device)
-        self.tokens, self.passes = _packed(tokens[:, -1]), torch.empty(0, dtype=torch.int64)
-        with torch.no_grad():
-            for index in range(actions.shape[1]):
-                world.check_step(actions[:, index], len(tokens))
-                self.steps.observe(_packed(tokens[:, index]), _packed(actions[:, index]), self.state)
+        self.engine, self.sampling, self.seed = engine, sampling, seed
+        self.row_seeds = _seeds(np.arange(len(tokens)) if row_seeds is None else row_seeds, len(tokens))
+        self.steps = np.zeros(len(tokens), np.int64)
+        self.tokens, self.state = self._observe_context(tokens, actions)
+        self.passes = torch.empty(0, dtype=torch.int64)
+        self._drafts = Drafts(torch.zeros(len(tokens), dtype=torch.bool, device=engine.device))
+
+    def __len__(self) -> int:
+        """Number of rows B."""
+        return len(self.tokens)
 
     @torch.no_grad()
-    def step_tokens(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Take actions (B, ...).
+    def _observe_context(self, tokens: Tensor, actions: ArrayLike | Tensor) -> tuple[Tensor, DynamicsState]:
+        """Take in a context (n, C, h, w) but for its last frame; returns that (n, h, w), and what is remembered."""
+        engine, (batch, context) = self.engine, tokens.shape[:2]
+        between = tuple(as_tensor(actions).shape[1:2])
+        if between and between != (context - 1,):
+            raise UsageError(f"{context} context frames have {context - 1} actions between them, got {between[0]}")
+        taken = stored_actions(actions, engine.action_space, (batch, context - 1), "the context").to(engine.device)
+        state, observe = engine.dynamics.start(batch), engine.steps(self.sampling.compile).observe
+        tokens = tokens.to(engine.device)
+        for index in range(context - 1):
+            observe(_packed(tokens[:, index]), _packed(taken[:, index]), state)
+        return _packed(tokens[:, -1]), state
 
-        Returns:
-            Tokens (B, h, w), rewards (B,), termination probabilities (B,), and passes through the prior (B,).
+    @torch.no_grad()
+    def step_tokens(self, actions: ArrayLike | Tensor) -> Step:
+        """Take actions (B, ...), or one action for all rows; draw the tokens of the next frames.
+
+        Raises:
+            UsageError: There is no such action.
         """
-        dynamics = self.world.dynamics
-        self.world.check_step(actions, len(self.tokens))
-        output = self.steps.observe(self.tokens, _packed(actions.to(self.world.device)), self.state)
+        engine, batch = self.engine, len(self)
+        taken = stored_actions(actions, engine.action_space, (batch,), "one step").to(engine.device)
+        steps, prior = engine.steps(self.sampling.compile), engine.dynamics.prior
+        output = steps.observe(self.tokens, _packed(taken), self.state)
         context = output.context[:, 0]  # (B, h, w, D)
-        forecast = dynamics.forecast(context)
-        noise = draw_noise(dynamics.prior, len(context), self.sampling, self.generator)
-        pace = self.world.pace(len(context))
-        logits = self.steps.logits
-        cache = WholeGrid(logits, context) if logits is not None else dynamics.prior.start(len(context), context)
-        drawn = draw(cache, forecast, self.tokens, noise, self.sampling, self.drafts, pace)
+        noise = draw_noise(prior, stream_keys(self.seed, self.row_seeds, self.steps), self.sampling)  # (B, h w, K)
+        cache = WholeGrid(steps.logits, context) if steps.logits is not None else prior.start(batch, context)
+        forecast = engine.dynamics.forecast(context)  # (B, h, w, K)
+        drawn = draw(cache, forecast, self.tokens, noise, self.sampling, self._drafts, engine.pace(batch))
         self.tokens, self.passes = drawn.tokens, drawn.passes
-        rewards = symexp(output.rewards[:, 0].float())
-        return drawn.tokens.cpu(), rewards.cpu(), output.termination[:, 0].float().sigmoid().cpu(), drawn.passes
+        self.steps += 1
+        rewards, ends = symexp(output.rewards[:, 0].float()), output.termination[:, 0].float().sigmoid()
+        return Step(drawn.tokens.cpu(), rewards.cpu(), ends.cpu(), drawn.passes)
+
+    def step(self, actions: ArrayLike | Tensor) -> Tensor:
+        """Take actions (B, ...), or one action for all rows; returns the next frames (B, H, W, 3) uint8."""
+        self.step_tokens(actions)
+        return self.render()
 
     @torch.no_grad()
-    def step(self, actions: Tensor) -> Tensor:
-        """Take actions (B, ...); returns the next frames (B, H, W, 3) uint8."""
-        self.step_tokens(actions)
-        return frames_from_model(self.steps.decode(self.tokens)).cpu()
+    def render(self) -> Tensor:
+        """Return the newest frames (B, H, W, 3) uint8."""
+        return frames_from_model(self.engine.steps(self.sampling.compile).decode(self.tokens)).cpu()
+
+    def reset(
+        self,
+        rows: ArrayLike,
+        frames: ArrayLike | Tensor,
+        actions: ArrayLike | Tensor,
+        row_seeds: ArrayLike | None = None,
+    ) -> None:
+        """Let some rows begin again, from other contexts; the others do not notice.
+
+        Args:
+            rows: (n,) indices, or (B,) bool.
+            frames: (n, C, H, W, 3) uint8, their contexts; C may be another than before.
+            actions: (n, C - 1, ...), those between the context frames.
+            row_seeds: (n,) new seeds; where they are left out, rows keep theirs, and dream again what they would from
+                the same context under the same actions.
+
+        Raises:
+            UsageError: There is no such row, or something does not fit; nothing has changed.
+        """
+        chosen = self._rows(rows)
+        if not len(chosen):  # a mask of what has ended, when nothing has
+            return
+        seeds = self.row_seeds[chosen] if row_seeds is None else _seeds(row_seeds, len(chosen))
+        tokens = self.engine.tokenize(as_tensor(frames))
+        if len(tokens) != len(chosen):
+            raise UsageError(f"{len(chosen)} rows begin again, but there are contexts for {len(tokens)}")
+        newest, state = self._observe_context(tokens, actions)
+        on_device = torch.from_numpy(chosen).to(self.engine.device)
+        self.state.put(on_device, state)
+        self.tokens = self.tokens.index_copy(0, on_device, newest)  # not in place: steps that were returned keep theirs
+        self._drafts.previous_wins[on_device] = False
+        self.row_seeds[chosen], self.steps[chosen] = seeds, 0
+
+    def fork(self, rows: ArrayLike, row_seeds: ArrayLike | None = None) -> Dream:
+        """Return a dream of copies of some rows, which goes on by itself; this one stays as it is.
+
+        Args:
+            rows: (n,) indices, of which one may stand more than once, or (B,) bool.
+            row_seeds: (n,) seeds of the copies; where they are left out, those of the rows, so that under the same
+                actions a copy dreams what its row does.
+        """
+        chosen = self._some(self._rows(rows, repeated=True))
+        copy = object.__new__(Dream)
+        copy.engine, copy.sampling, copy.seed = self.engine, self.sampling, self.seed
+        copy.row_seeds = self.row_seeds[chosen] if row_seeds is None else _seeds(row_seeds, len(chosen))
+        copy._take(self, chosen)
+        return copy
+
+    def keep(self, rows: ArrayLike) -> None:
+        """Drop all rows but these, (n,) indices in their new order, or (B,) bool."""
+        chosen = self._some(self._rows(rows))
+        self.row_seeds = self.row_seeds[chosen]
+        self._take(self, chosen)
+
+    def _take(self, other: Dream, chosen: np.ndarray) -> None:
+        """Become the chosen rows of a dream, but for their seeds."""
+        on_device = torch.from_numpy(chosen).to(self.engine.device)
+        self.steps = other.steps[chosen]
+        self.tokens, self.state = other.tokens[on_device], other.state.select(on_device)
+        self.passes = other.passes[torch.from_numpy(chosen)] if len(other.passes) else other.passes
+        self._drafts = Drafts(other._drafts.previous_wins[on_device])
+
+    def _rows(self, rows: ArrayLike, repeated: bool = False) -> np.ndarray:
+        """Return indices (n,) int64 of rows that are there."""
+        given = np.atleast_1d(as_tensor(rows).cpu().numpy())
+        if given.dtype == bool and given.shape == (len(self),):
+            return np.flatnonzero(given)
+        whole = given.ndim == 1 and np.issubdtype(given.dtype, np.integer)
+        if not whole or ((given < 0) | (given >= len(self))).any():
+            raise UsageError(f"rows {given.tolist()}: this dream has rows 0 to {len(self) - 1}")
+        if not repeated and len(np.unique(given)) < len(given):
+            raise UsageError(f"rows {given.tolist()}: one stands there twice; fork makes copies")
+        return given.astype(np.int64)
+
+    @staticmethod
+    def _some(chosen: np.ndarray) -> np.ndarray:
+        if not len(chosen):
+            raise UsageError("no row is chosen: a dream has at least one")
+        return chosen
+
+
+def _seeds(row_seeds: ArrayLike, count: int) -> np.ndarray:
+    """Check seeds of rows; returns a copy (count,) int64."""
+    seeds = np.array(row_seeds)
+    if seeds.shape != (count,) or not np.issubdtype(seeds.dtype, np.integer):
+        raise UsageError(f"row_seeds are {seeds.dtype}{list(seeds.shape)}, {count} integers are needed")
+    return seeds.astype(np.int64)

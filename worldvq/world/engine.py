@@ -1,10 +1,18 @@
-"""What a dream needs of a world."""
+"""What dreams need of a world: both models on their device, steps that are compiled once, and what was measured."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from worldvq.errors import UsageError
+from worldvq.models.dynamics import Dynamics, DynamicsOutput, DynamicsState
+from worldvq.models.sampling import Pace
+from worldvq.models.tokenizer import Tokenizer
+from worldvq.types import ActionSpace, frames_from_model, frames_to_model
 
 
 def resolve_device(device: str) -> torch.device:
@@ -22,3 +30,98 @@ def resolve_device(device: str) -> torch.device:
         raise UsageError(
             f"device '{device}' cannot be used ({str(error).splitlines()[0]}): try --device auto"
         ) from None
+
+
+class Steps(NamedTuple):
+    """The costly parts of a step, plain or compiled.
+
+    Attributes:
+        observe: As :meth:`Dynamics.observe`.
+        logits: As :meth:`Prior.forward`, for passes of one fixed shape; None has the prior cache what is settled.
+        decode: As :meth:`Tokenizer.decode`.
+    """
+
+    observe: Callable[[Tensor, Tensor, DynamicsState], DynamicsOutput]
+    logits: Callable[[Tensor, Tensor], Tensor] | None
+    decode: Callable[[Tensor], Tensor]
+
+
+def make_steps(tokenizer: Tokenizer, dynamics: Dynamics, compile: bool) -> Steps:
+    """Return the steps of a dream; compiled ones are compiled at their first call, and again for another batch.
+
+    On a GPU the prior and the decoder run as CUDA graphs. ``observe`` writes into the rings, which a graph may not.
+    """
+    if not compile:
+        return Steps(dynamics.observe, None, tokenizer.decode)
+    on_gpu = next(dynamics.parameters()).is_cuda
+    observe = torch.compile(dynamics.observe, dynamic=False)
+    mode = "reduce-overhead" if on_gpu else None  # CUDA graphs
+    logits = torch.compile(dynamics.prior, mode=mode, dynamic=False)
+    decode = torch.compile(tokenizer.decode, mode=mode, dynamic=False)
+    if not on_gpu:
+        return Steps(observe, logits, decode)
+
+    def owned(part: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Copy what a graph returns, which its next replay overwrites."""
+
+        def call(*arguments: Tensor) -> Tensor:
+            torch.compiler.cudagraph_mark_step_begin()
+            return part(*arguments).clone()
+
+        return call
+
+    return Steps(observe, owned(logits), owned(decode))
+
+
+class Engine:
+    """A tokenizer and dynamics that fit each other, ready to dream.
+
+    Attributes:
+        tokenizer: Frames to tokens and back.
+        dynamics: Next tokens from past tokens and actions.
+        action_space: What actions are.
+        device: Where it runs. Tensors that go in may be anywhere; what comes out is on the CPU.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, dynamics: Dynamics):
+        self.tokenizer, self.dynamics = tokenizer.eval(), dynamics.eval()
+        self.action_space: ActionSpace = dynamics.action_space
+        self.device = next(dynamics.parameters()).device
+        self._paces: dict[int, Pace] = {}
+        self._steps: dict[bool, Steps] = {}
+
+    def pace(self, batch: int) -> Pace:
+        """Return what was measured so far of drawing ``batch`` rows."""
+        return self._paces.setdefault(batch, Pace())
+
+    def steps(self, compiled: bool) -> Steps:
+        """Return the steps of a dream, compiled at most once."""
+        if compiled not in self._steps:
+            self._steps[compiled] = make_steps(self.tokenizer, self.dynamics, compiled)
+        return self._steps[compiled]
+
+    @torch.no_grad()
+    def tokenize(self, frames: Tensor, batch_size: int = 256) -> Tensor:
+        """Return the tokens (B, T, h, w) of frames (B, T, H, W, 3) uint8.
+
+        Raises:
+            UsageError: They are no such frames, or of another size.
+        """
+        height, width = self.tokenizer.config.frame_size
+        if frames.ndim != 5 or tuple(frames.shape[2:]) != (height, width, 3) or frames.dtype != torch.uint8:
+            dtype = str(frames.dtype).removeprefix("torch.")
+            raise UsageError(
+                f"frames are {dtype}{list(frames.shape)}, this world takes uint8 (B, T, {height}, {width}, 3)"
+            )
+        flat = frames.flatten(0, 1)
+        parts = [self.tokenizer.encode(frames_to_model(part.to(self.device))).cpu() for part in flat.split(batch_size)]
+        return torch.cat(parts).unflatten(0, frames.shape[:2])
+
+    @torch.no_grad()
+    def render(self, tokens: Tensor, batch_size: int = 256) -> Tensor:
+        """Return the frames (B, T, H, W, 3) uint8 of tokens (B, T, h, w)."""
+        flat = tokens.flatten(0, 1)
+        parts = [
+            frames_from_model(self.tokenizer.decode(part.to(self.device))).cpu() for part in flat.split(batch_size)
+        ]
+        return torch.cat(parts).unflatten(0, tokens.shape[:2])

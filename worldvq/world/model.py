@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from worldvq.config.yaml_loading import build
@@ -19,11 +20,12 @@ from worldvq.files.weights import hash_module, module_bytes
 from worldvq.models.config import DynamicsConfig, SamplingConfig, TokenizerConfig
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import dynamics_size, load_checked, tokenizer_size
-from worldvq.models.sampling import Pace
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.symlog import symexp
-from worldvq.types import ActionSpace, TokenClip, frames_from_model, frames_to_model
-from worldvq.world.dream import Session, Steps, make_steps
+from worldvq.types import ActionSpace, TokenClip, as_tensor
+from worldvq.world.actions import stored_actions
+from worldvq.world.dream import Dream
+from worldvq.world.engine import Engine, resolve_device
 
 FORMAT_VERSION = 2
 
@@ -64,23 +66,6 @@ class Scores(NamedTuple):
     mask: Tensor
 
 
-def resolve_device(device: str) -> torch.device:
-    """Return the device of a name; ``auto`` prefers CUDA, then MPS, then the CPU.
-
-    Raises:
-        UsageError: The name is unknown or the device is not there.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"device '{device}' cannot be used ({str(error).splitlines()[0]}): try --device auto"
-        ) from None
-
-
 class WorldModel:
     """What a user holds: load, imagine, step, score.
 
@@ -89,6 +74,7 @@ class WorldModel:
         dynamics: Next tokens from past tokens and actions.
         action_space: What actions are.
         meta: JSON values that say what the dataset was (environment, sizes, versions).
+        engine: What dreams are made with.
         device: Where it runs. Tensors that go in may be anywhere; what comes out is on the CPU.
     """
 
@@ -100,28 +86,20 @@ class WorldModel:
             "tokenizer and dynamics do not fit together",
             "train the dynamics on this tokenizer's tokens",
         )
-        self.tokenizer = tokenizer.eval()
-        self.dynamics = dynamics.eval()
+        self.engine = Engine(tokenizer, dynamics)
+        self.tokenizer, self.dynamics = tokenizer, dynamics
         self.meta = meta
         self.action_space = dynamics.action_space
-        self.device = next(dynamics.parameters()).device
-        self._paces: dict[int, Pace] = {}
-        self._steps: dict[bool, Steps] = {}
-
-    def pace(self, batch: int) -> Pace:
-        """Return what was measured so far of drawing ``batch`` rows."""
-        return self._paces.setdefault(batch, Pace())
-
-    def steps(self, compiled: bool) -> Steps:
-        """Return the steps of a dream, compiled at most once."""
-        if compiled not in self._steps:
-            self._steps[compiled] = make_steps(self.tokenizer, self.dynamics, compiled)
-        return self._steps[compiled]
+        self.device = self.engine.device
 
     def sampling_with(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return how the config that it was trained with has it sampled, but for what is given and not None."""
         own = build(SamplingConfig, self.meta.get("sampling", {}), "sampling")
         return own.model_dump() | {key: value for key, value in given.items() if value is not None}
+
+    def _sampling(self, given: dict[str, Any]) -> SamplingConfig:
+        """Likewise; here None is given too: no truncation."""
+        return build(SamplingConfig, self.sampling_with({}) | given, "sampling")
 
     def hash(self) -> str:
         """Return the SHA-256 of all weights, as hex."""
@@ -194,41 +172,34 @@ class WorldModel:
                 raise CorruptFileError(f"{file} is damaged: its hash is not the one in {path}")
         return cls(tokenizer.to(where), dynamics.to(where), meta)
 
-    @torch.no_grad()
-    def tokenize(self, frames: Tensor, batch_size: int = 256) -> Tensor:
-        """Return the tokens (B, T, h, w) of frames (B, T, H, W, 3) uint8."""
-        height, width = self.frame_size
-        if frames.ndim != 5 or tuple(frames.shape[2:]) != (height, width, 3):
-            raise UsageError(f"frames are {list(frames.shape)}, this world takes (B, T, {height}, {width}, 3)")
-        flat = frames.flatten(0, 1)
-        parts = [self.tokenizer.encode(frames_to_model(part.to(self.device))).cpu() for part in flat.split(batch_size)]
-        return torch.cat(parts).unflatten(0, frames.shape[:2])
+    def tokenize(self, frames: ArrayLike | Tensor, batch_size: int = 256) -> Tensor:
+        """Return the tokens (B, T, h, w) int64 of frames (B, T, H, W, 3) uint8."""
+        return self.engine.tokenize(as_tensor(frames), batch_size)
 
-    @torch.no_grad()
-    def render(self, tokens: Tensor, batch_size: int = 256) -> Tensor:
+    def render(self, tokens: ArrayLike | Tensor, batch_size: int = 256) -> Tensor:
         """Return the frames (B, T, H, W, 3) uint8 of tokens (B, T, h, w)."""
-        flat = tokens.flatten(0, 1)
-        parts = [
-            frames_from_model(self.tokenizer.decode(part.to(self.device))).cpu() for part in flat.split(batch_size)
-        ]
-        return torch.cat(parts).unflatten(0, tokens.shape[:2])
+        return self.engine.render(as_tensor(tokens), batch_size)
 
     def imagine(
         self,
-        frames: Tensor,
-        actions: Tensor,
+        frames: ArrayLike | Tensor,
+        actions: ArrayLike | Tensor,
         seed: int = 0,
+        row_seeds: ArrayLike | None = None,
         **sampling: Any,
     ) -> Tensor:
         """Imagine what follows C frames under given actions.
 
         Args:
-            frames: (B, C, H, W, 3) uint8, the context.
+            frames: (B, C, H, W, 3) uint8, the context; a tensor or an array.
             actions: (B, C - 1 + N, ...): those between the context frames, then those of the imagined steps.
             seed: Same seed, same video.
-            **sampling: Fields of :class:`~worldvq.config.SamplingConfig`: ``temperature`` (0 takes the most probable
-                token each time), ``top_k``, ``top_p``, ``method`` (``predictive`` and ``sequential`` draw the same,
-                ``auto`` measures which is faster), ``compile``.
+            row_seeds: (B,) integers, the rows' own seeds: with the same one, a row is the same in whatever batch it
+                is. 0 … B - 1 where they are left out.
+            **sampling: Fields of :class:`~worldvq.models.config.SamplingConfig`: ``temperature`` (0 takes the most
+                probable token each time), ``top_k``, ``top_p``, ``method`` (``predictive`` and ``sequential`` draw the
+                same, ``auto`` measures which is faster), ``compile``. What is left out is as the config says with which
+                the world was trained.
 
         Returns:
             (B, N, H, W, 3) uint8.
@@ -236,40 +207,44 @@ class WorldModel:
         Raises:
             UsageError: Frames or actions do not fit this world.
         """
-        imagined = self.imagine_tokens(self.tokenize(frames), actions, seed, **sampling)
+        imagined = self.imagine_tokens(self.tokenize(frames), actions, seed, row_seeds, **sampling)
         return self.render(imagined.tokens)
 
     @torch.no_grad()
     def imagine_tokens(
         self,
-        tokens: Tensor,
-        actions: Tensor,
+        tokens: ArrayLike | Tensor,
+        actions: ArrayLike | Tensor,
         seed: int = 0,
+        row_seeds: ArrayLike | None = None,
         **sampling: Any,
     ) -> Imagined:
         """As :meth:`imagine`, from tokens (B, C, h, w) to tokens, rewards and terminations."""
-        context = tokens.shape[1]
-        self._check_actions(actions, tokens.shape[0], context)
-        session = Session(self, tokens, actions[:, : context - 1], seed, build(SamplingConfig, sampling, "sampling"))
-        steps = [session.step_tokens(actions[:, index]) for index in range(context - 1, actions.shape[1])]
+        known = as_tensor(tokens)
+        batch, context = known.shape[:2]
+        taken = self._check_actions(as_tensor(actions), batch, context)
+        dream = Dream(self.engine, known, taken[:, : context - 1], seed, self._sampling(sampling), row_seeds)
+        steps = [dream.step_tokens(taken[:, index]) for index in range(context - 1, taken.shape[1])]
         return Imagined(*(torch.stack(column, dim=1) for column in zip(*steps, strict=True)))
 
     def start(
         self,
-        frames: Tensor,
-        actions: Tensor,
+        frames: ArrayLike | Tensor,
+        actions: ArrayLike | Tensor,
         seed: int = 0,
+        row_seeds: ArrayLike | None = None,
         **sampling: Any,
-    ) -> Session:
-        """Start a dream that is stepped action by action.
+    ) -> Dream:
+        """Start a dream that is stepped action by action, whose rows can be reset, forked and dropped.
 
         Args:
             frames: (B, C, H, W, 3) uint8, the context.
             actions: (B, C - 1, ...), those between the context frames.
             seed: See :meth:`imagine`, likewise the rest.
+            row_seeds: See :meth:`imagine`.
             **sampling: See :meth:`imagine`.
         """
-        return Session(self, self.tokenize(frames), actions, seed, build(SamplingConfig, sampling, "sampling"))
+        return Dream(self.engine, self.tokenize(frames), actions, seed, self._sampling(sampling), row_seeds)
 
     @torch.no_grad()
     def score(self, clip: TokenClip, context: int) -> Scores:
@@ -290,22 +265,12 @@ class WorldModel:
         )
         return Scores(*(part.cpu() for part in parts))
 
-    def _check_actions(self, actions: Tensor, batch: int, context: int) -> None:
+    def _check_actions(self, actions: Tensor, batch: int, context: int) -> Tensor:
+        """Return actions of a context and the steps after it as they are stored."""
         shape = self.action_space.shape
         if actions.ndim < 2 or len(actions) != batch or actions.shape[2:] != shape or actions.shape[1] < context:
             raise UsageError(
                 f"actions {list(actions.shape)} do not fit {batch} contexts of {context} frames: this world takes "
                 f"(B, context - 1 + N{''.join(f', {side}' for side in shape)}) with N >= 1"
             )
-
-    def check_step(self, actions: Tensor, batch: int) -> None:
-        """Refuse actions (B, ...) of another shape than the world's, or choices that are not there."""
-        space = self.action_space
-        if actions.shape != (batch, *space.shape):
-            raise UsageError(f"actions {list(actions.shape)} of one step, this world takes {[batch, *space.shape]}")
-        if space.kind == "box":
-            return
-        nvec = torch.tensor(space.nvec, device=actions.device).reshape(space.shape)
-        wrong = (actions < 0) | (actions >= nvec)
-        if wrong.any():
-            raise UsageError(f"the action {actions[wrong][0].item()} is none of this world's choices {space.nvec}")
+        return stored_actions(actions, self.action_space, (batch, actions.shape[1]), "a clip")
