@@ -193,8 +193,10 @@ def test_tokenizer_and_dynamics_must_fit(world):
         other = Dynamics(world.dynamics.config, grid, num_codes, world.action_space)
         with pytest.raises(UsageError) as caught:
             WorldModel(world.tokenizer, other, {})
-        assert str(caught.value).count(" of the tokenizer, ") == 1  # the field that differs, and no other
-        assert f"{list(grid)} of the dynamics" in str(caught.value) or f"{num_codes} of the" in str(caught.value)
+        assert str(caught.value).count("the tokenizer has") == 1  # the field that differs, and no other
+        assert f"the dynamics expects {grid[0]}x{grid[1]}:" in str(caught.value) or f"expects {num_codes}:" in str(
+            caught.value
+        )
 
 
 def test_what_is_missing_or_newer_is_said(saved):
