@@ -1,6 +1,6 @@
 """What two records disagree on, field by field: every refusal of a pair that does not fit says it this way.
 
-frame_size: the dataset has 16x16, the world expects 24x24
+For instance ``frame_size: the dataset has 16x16, the world expects 24x24``.
 """
 
 from __future__ import annotations

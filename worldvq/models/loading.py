@@ -1,4 +1,8 @@
-"""Models out of files that nobody vouches for: nothing is built before the file was found to hold what it needs."""
+"""Models out of files that nobody vouches for: nothing large is built before the file was found to hold it.
+
+What a model takes is known for certain once it was built without memory, on the meta device. That imports torch's
+compiler, which takes a second, so a bound on its size is asked first.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from worldvq.types import ActionSpace
 
 M = TypeVar("M", bound=nn.Module)
 SPARE = 32 * 2**20
-"""Bytes that a model may take beyond twice its file before its config is checked in detail."""
+"""Bytes that a model may take beyond twice its file: tables that are not in it, and what building them takes."""
 WEIGHTS_HASH = "weights_hash"
 
 
@@ -45,19 +49,27 @@ def load_checked(path: Path, size: int, make: Callable[[], M]) -> M:
 
     Args:
         path: Its weights.
-        size: Upper bound of its elements. Where they would take far more memory than the file, it is built without any
-            first, to see whether the file holds them.
+        size: Upper bound of its elements. Where they might take far more memory than the file, it is built without any
+            first.
         make: Builds it.
 
     Raises:
         UsageError: There is no such file.
-        CorruptFileError: The file is damaged or holds another model; names it.
+        CorruptFileError: The file is damaged, holds another model, or one that takes far more memory; names it.
     """
     if not path.is_file():
         raise UsageError(f"no such file: {path}")
-    if 4 * size > 2 * path.stat().st_size + SPARE:
+    most = 2 * path.stat().st_size + SPARE
+    if 4 * size > most:
         with torch.device("meta"):
-            check_header(path, make())
+            module = make()
+        check_header(path, module)
+        taken = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+        if taken > most:
+            raise CorruptFileError(
+                f"{path} is of a model that takes {taken:,} bytes, of a file of this size at most {most:,} are built: "
+                "make one with fewer levels, or a smaller grid"
+            )
     module = make()
     load_module(path, module)
     return module
