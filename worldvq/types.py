@@ -19,6 +19,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 MAX_CHOICES = 2**20
+UNBOUNDED = 1e6
+"""Bounds of actions of this size and more, such as the largest float32, count as none."""
 
 
 def _shapes(record: Any) -> str:

@@ -1,10 +1,11 @@
-"""Causality by brute force, streaming = the full pass."""
+"""Causality by brute force, streaming = the full pass, actions as NumPy scales them."""
 
+import numpy as np
 import pytest
 import torch
 
 from worldvq.models.config import DynamicsConfig, PriorConfig
-from worldvq.models.dynamics import Dynamics
+from worldvq.models.dynamics import ActionEmbedding, Dynamics
 from worldvq.types import ActionSpace
 
 SPACES = {
@@ -74,3 +75,25 @@ def test_streaming_with_the_ring_cache_equals_the_full_pass(kind):
         torch.testing.assert_close(one.context[:, 0], full.context[:, t], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(one.rewards[:, 0], full.rewards[:, t], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(one.termination[:, 0], full.termination[:, t], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_box_actions_enter_between_minus_one_and_one():
+    inf, huge = float("inf"), 1e308  # a float64 that no float32 holds
+    bounds = [(0, 255), (-1, 1), (-1e-3, 3e-3), (1000, 1001), (-999_999, 999_999)]
+    as_they_are = [(-inf, inf), (-inf, 2), (0, inf), (-huge, huge), (-3.4028234663852886e38, 3.4028234663852886e38)]
+    low, high = (np.array(side, float) for side in zip(*bounds, *as_they_are, (3, 3), strict=True))
+    embedding = ActionEmbedding(ActionSpace("box", low=tuple(low), high=tuple(high)), len(low))
+    assert not [name for name in embedding.state_dict() if "map" not in name]
+    torch.nn.init.eye_(embedding.map.weight)
+    torch.nn.init.zeros_(embedding.map.bias)
+    rng, n = np.random.default_rng(0), len(bounds)
+    actions = rng.uniform(-5, 5, (2, 4, len(low)))
+    actions[..., :n] = rng.uniform(low[:n], high[:n], (2, 4, n))
+    actions[0, 0, :n], actions[0, 1, :n] = low[:n], high[:n]
+    actions[..., -1] = 3
+    actions = actions.astype(np.float32)
+    expected = actions.astype(float)
+    expected[..., :n] = 2 * (expected[..., :n] - low[:n]) / (high[:n] - low[:n]) - 1
+    expected[..., -1] = 0
+    np.testing.assert_allclose(embedding(torch.from_numpy(actions)), expected, rtol=1e-6, atol=1e-6)

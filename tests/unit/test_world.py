@@ -205,9 +205,9 @@ def test_what_is_missing_or_newer_is_said(saved):
     with pytest.raises(UsageError, match="device 'gpux' cannot be used"):
         WorldModel.load(saved, "gpux")
     description = read_sealed(saved / "world.json")
-    for version in (1, 99):
+    for version in (2, 99):
         (saved / "world.json").write_bytes(seal(description | {"format_version": version}))
-        with pytest.raises(UsageError, match=rf"world\.json is of format {version}, .* reads format 2"):
+        with pytest.raises(UsageError, match=rf"world\.json is of format {version}, .* reads format 3"):
             WorldModel.load(saved)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from worldvq.models.config import DynamicsConfig
 from worldvq.models.priors import make_prior
 from worldvq.nn.attention import Attention, FeedForward, RingCache, grid_angles, ring_ages, rotary_angles
-from worldvq.types import ActionSpace
+from worldvq.types import UNBOUNDED, ActionSpace
 
 
 class Prediction(NamedTuple):
@@ -44,7 +44,11 @@ class DynamicsOutput(NamedTuple):
 
 
 class ActionEmbedding(nn.Module):
-    """Stored actions (B, T, ...) to (B, T, width): one table a factor, or a linear map of a box."""
+    """Stored actions (B, T, ...) to (B, T, width): one table a factor, or a linear map of a box.
+
+    An axis of a box enters scaled from its bounds to [-1, 1]; as it is where a side has none (see
+    :data:`worldvq.types.UNBOUNDED`), and as 0 where both are the same.
+    """
 
     def __init__(self, space: ActionSpace, width: int):
         super().__init__()
@@ -53,13 +57,22 @@ class ActionEmbedding(nn.Module):
         self.offsets: Tensor
         if space.kind == "box":
             self.map: nn.Module = nn.Linear(len(space.low), width)
+            low, high = torch.tensor([space.low, space.high], dtype=torch.float64)
+            bounded = torch.maximum(low.abs(), high.abs()) < UNBOUNDED
+            centre = ((low + high) / 2).where(bounded, 0)
+            reach = ((high - low) / 2).where(bounded, 1).where(low < high, torch.inf)
+            self.register_buffer("centre", centre.float(), persistent=False)
+            self.register_buffer("reach", reach.float(), persistent=False)
+            self.centre: Tensor
+            self.reach: Tensor
         else:
             self.map = nn.Embedding(sum(space.nvec), width)
 
     def forward(self, actions: Tensor) -> Tensor:
         """Embed actions."""
         if self.kind == "box":
-            return self.map(actions.to(self.map.weight.dtype))  # type: ignore[arg-type]
+            scaled = (actions - self.centre) / self.reach
+            return self.map(scaled.to(self.map.weight.dtype))  # type: ignore[arg-type]
         if self.kind == "discrete":
             actions = actions[..., None]
         return self.map(actions + self.offsets).sum(-2)

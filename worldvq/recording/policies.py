@@ -11,7 +11,7 @@ import numpy as np
 
 from worldvq.errors import UsageError
 from worldvq.recording.config import RecordConfig
-from worldvq.types import ActionSpace
+from worldvq.types import UNBOUNDED, ActionSpace
 
 
 class Stream(Protocol):
@@ -57,18 +57,15 @@ def load_function(path: str) -> Callable[..., Any]:
         ) from None
 
 
-_UNBOUNDED = 1e6
-
-
 def random_action(space: ActionSpace, rng: np.random.Generator) -> np.ndarray:
     """Draw a stored action: uniformly between bounds, and normally beyond the bound of a side that has only one.
 
-    Bounds of a million and more, such as the largest float32, count as none.
+    Bounds of a million and more count as none (:data:`worldvq.types.UNBOUNDED`).
     """
     if space.kind != "box":
         return rng.integers(0, np.array(space.nvec)).reshape(space.shape)
     low, high = np.array(space.low), np.array(space.high)
-    has_low, has_high = np.abs(low) < _UNBOUNDED, np.abs(high) < _UNBOUNDED
+    has_low, has_high = np.abs(low) < UNBOUNDED, np.abs(high) < UNBOUNDED
     both = has_low & has_high
     uniform = rng.uniform(np.where(both, low, 0), np.where(both, high, 1))
     normal = rng.standard_normal(len(low))

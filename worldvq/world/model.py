@@ -27,7 +27,7 @@ from worldvq.world.actions import stored_actions
 from worldvq.world.dream import Dream
 from worldvq.world.engine import Engine, resolve_device
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class Imagined(NamedTuple):
