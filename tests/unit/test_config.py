@@ -91,6 +91,22 @@ def test_frame_sizes_must_divide_and_agree():
         build(ExperimentConfig, {"env": EnvConfig(size=(84, 84)).model_dump()}, "test")
 
 
+def test_a_dream_may_remember_no_further_than_training_saw():
+    with pytest.raises(UsageError) as caught:
+        load_config("maze", ["dynamics.context_frames=17"])
+    message = str(caught.value)
+    assert "\n" not in message and "context_frames 17" in message and "clip_frames 16" in message
+    assert load_config("maze", ["dynamics.context_frames=16"]).dynamics.context_frames == 16
+
+
+def test_dynamics_train_on_clips_that_have_a_next_frame(tmp_path):
+    with pytest.raises(UsageError, match=r"dynamics_training\.clip_frames.*1"):
+        load_config("maze", ["dynamics.context_frames=1", "dynamics_training.clip_frames=1"])
+    (tmp_path / "short.yaml").write_text("dynamics_training: {steps: 3}\n")  # the rest stays as it was
+    training = load_config(tmp_path / "short.yaml").dynamics_training
+    assert (training.steps, training.clip_frames, training.batch_size) == (3, 16, 8)
+
+
 def test_text_that_looks_like_a_number_survives_a_round_trip():
     config = EnvConfig(id="1e5", kwargs={"a": "12_000", "b": 0.5, "c": 1e-7, "d": "true", "e": ["0"] * 2})
     assert build(EnvConfig, parse_yaml(dump_yaml(config.model_dump(mode="json")), "dump"), "dump") == config

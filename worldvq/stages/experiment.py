@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from worldvq.config.env import EnvConfig
-from worldvq.config.fields import Config
+from worldvq.config.fields import Config, PositiveInt
 from worldvq.config.yaml_loading import apply_override, build, read_yaml
 from worldvq.errors import UsageError, did_you_mean
 from worldvq.evaluation.config import EvaluateConfig
@@ -45,11 +45,29 @@ class TokenizerSections(Config):
         return self
 
 
+class DynamicsTrainConfig(TrainConfig):
+    """A training run of the dynamics."""
+
+    batch_size: PositiveInt = 8
+    clip_frames: Annotated[int, Field(ge=2)] = 16
+    """At least 2, or there is no next frame to predict."""
+
+
 class DynamicsSections(Config):
     """What :mod:`worldvq.stages.dynamics` is told."""
 
     dynamics: DynamicsConfig = DynamicsConfig()
-    dynamics_training: TrainConfig = TrainConfig(batch_size=8, clip_frames=16)
+    dynamics_training: DynamicsTrainConfig = DynamicsTrainConfig()
+
+    @model_validator(mode="after")
+    def _memory_is_trained(self) -> Self:
+        memory, clip = self.dynamics.context_frames, self.dynamics_training.clip_frames
+        if memory > clip:
+            raise ValueError(
+                f"dynamics.context_frames {memory} is more than dynamics_training.clip_frames {clip}: a dream would "
+                "remember frames further back than it was ever trained on: lower the first or raise the second"
+            )
+        return self
 
 
 class EvaluateSections(Config):
