@@ -26,7 +26,7 @@ except ImportError:
     sys.exit("fuzz.py needs atheris (Linux on x86_64, Python 3.11 to 3.13): pip install atheris")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-with atheris.instrument_imports(include=["worldvq", "yaml"]):
+with atheris.instrument_imports(include=["worldvq", "yaml"]):  # type: ignore[attr-defined]
     from support.readers import Reader, readers
 
 FOUND = 77

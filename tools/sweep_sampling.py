@@ -14,6 +14,7 @@ import numpy as np
 from worldvq.data.clips import ClipSampler
 from worldvq.data.episodes import EpisodeStore
 from worldvq.evaluation.metrics import psnr, squared_error
+from worldvq.types import Clip
 from worldvq.world.model import WorldModel
 
 
@@ -32,6 +33,7 @@ def main() -> None:
     length = arguments.context + arguments.horizon
     with EpisodeStore.open(arguments.data) as store:
         clip = ClipSampler(store, "train", length, arguments.clips, seed=1).batch(0)
+        assert isinstance(clip, Clip)
     real = clip.frames[:, arguments.context :]
     tokens = world.tokenize(clip.frames[:, : arguments.context])
 

@@ -1,4 +1,4 @@
-"""Registers our environments with Gymnasium by entry-point string: ``envs`` is imported when one is made."""
+"""Registers our environments with Gymnasium by entry-point string: ``worldvq_envs`` is imported when one is made."""
 
 from __future__ import annotations
 
