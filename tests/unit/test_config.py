@@ -24,6 +24,9 @@ def test_shipped_configs_load_and_survive_a_round_trip(name):
         ("true", True),
         ("1:30", "1:30"),
         (".5", 0.5),
+        ("~", None),
+        ("=", "="),
+        ("{<<: {a: 1}, a: 2}", {"<<": {"a": 1}, "a": 2}),  # nothing is merged
     ],
 )
 def test_yaml_reads_numbers_as_people_mean_them(text, value):

@@ -44,19 +44,26 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float", ":bool", ":timestamp"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+_PLAIN = {
+    "tag:yaml.org,2002:null": r"~|null|Null|NULL|",
+    "tag:yaml.org,2002:bool": r"true|True|TRUE|false|False|FALSE",
+    "worldvq:int": r"[-+]?(?:0|[1-9][0-9_]*)",
+    "worldvq:float": r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9_]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?",
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver("worldvq:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "worldvq:float",
-    re.compile(r"^[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9_]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"),
-    list("-+.0123456789"),
-)
+"""What a word without quotes can be besides text: the core schema of YAML 1.2, without 0o17, 0xf, .inf and .nan."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that writes what :class:`_Loader` reads."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern in _PLAIN.items():
+    for _class in (_Loader, _Dumper):  # a text that would be read as a number is quoted
+        _class.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), None)
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -84,18 +91,6 @@ def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that writes what :class:`_Loader` reads."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-for _first, _resolvers in _Loader.yaml_implicit_resolvers.items():
-    for _tag, _pattern in _resolvers:
-        if _tag.startswith("worldvq:"):  # a text that would be read as a number is quoted
-            _Dumper.add_implicit_resolver(_tag, _pattern, [_first])
 
 _Loader.add_constructor("worldvq:int", _construct_int)
 _Loader.add_constructor("worldvq:float", _construct_float)
