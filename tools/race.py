@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from worldvq.training.config import OptimizerConfig, TrainConfig
-from worldvq.training.fit import Batches, LossFunction
+from worldvq.training.loop import Batches, LossFunction
 from worldvq.training.optimizers import make_optimizer
 from worldvq.training.processes import resolve_precision
 

@@ -11,6 +11,7 @@ from support.training import Noted, finish, start
 
 from worldvq.errors import RunError
 from worldvq.models.losses import tokenizer_loss
+from worldvq.nn.quantizer import VectorQuantizer, as_one_pass
 from worldvq.training.checkpoints import Checkpoints
 from worldvq.training.config import TrainConfig
 from worldvq.training.fit import fit
@@ -72,8 +73,19 @@ def test_two_processes_stop_together_when_one_has_it(tmp_path, kind, place):
     ("kind", "changes"),
     [("ema", {}), ("ema", {"initialize": "kmeans"}), ("ema", {"cosine": True}), ("sgd", {}), ("sgd", {"cosine": True})],
 )
-def test_quantizers_learn_nothing_from_a_batch_that_is_not_finite(kind, changes):
-    """Wherever it comes from: also in a loop that does not put back what it finds changed."""
+@pytest.mark.parametrize("passes", [1, 2])
+def test_quantizers_learn_nothing_from_a_batch_that_is_not_finite(kind, changes, passes):
+    """Wherever it comes from: also in a loop that does not put back what it finds changed, and of any of its passes."""
+
+    def see(batch):
+        if passes == 1:
+            quantizer(batch)
+            return
+        for use in (VectorQuantizer.initialize, VectorQuantizer.learn):
+            with as_one_pass(quantizer, use):
+                for part in batch.chunk(passes):
+                    quantizer(part)
+
     quantizer = network(kind, **changes).quantizer.train()
     torch.manual_seed(0)
     batches = torch.randn(12, 4, 4, 4, 4)
@@ -83,9 +95,9 @@ def test_quantizers_learn_nothing_from_a_batch_that_is_not_finite(kind, changes)
             bad = batch.clone()
             bad[number % 4, number % 3, 1, 2] = value
             random = torch.get_rng_state()
-            quantizer(bad)
+            see(bad)
             torch.set_rng_state(random)
             assert all(torch.equal(tensor, before[name]) for name, tensor in quantizer.state_dict().items())
-        quantizer(batch)
+        see(batch)
     assert quantizer.state_dict()["initialized"]
     assert all(tensor.isfinite().all() for tensor in quantizer.state_dict().values())

@@ -38,6 +38,8 @@ class Poison:
             return tokenizer_loss(network, clip)
         if not self.before:
             self.before = self.state(network)
+        if not torch.is_grad_enabled():  # the pass from which codes start: what they were must come back
+            return tokenizer_loss(network, clip)
         self.calls += 1
         if self.calls - 1 != self.call:
             return tokenizer_loss(network, clip)

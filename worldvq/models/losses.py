@@ -25,22 +25,25 @@ def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def tokenizer_loss(model: nn.Module, clip: Clip) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 3 of van den Oord et al. 2017: reconstruction, and what the quantizer adds to it.
 
+    Padding adds zeros and counts in the denominator: so the mean over processes is the mean over the global batch.
+
     Args:
         model: A Tokenizer, possibly wrapped for distributed training.
         clip: Frames (B, T, H, W, 3); every frame counts alike.
 
     Returns:
-        The loss and detached scalars: ``reconstruction`` (MSE in [-1, 1] units), ``quantizer_loss``,
-        ``psnr`` (dB), ``perplexity`` of the batch's tokens.
+        The loss and detached scalars, of the frames that exist: ``reconstruction`` (MSE in [-1, 1] units),
+        ``quantizer_loss``, ``psnr`` (dB), ``perplexity`` of the batch's tokens.
     """
     frames = frames_to_model(clip.frames[clip.mask])  # (N, 3, H, W)
     output = model(frames)
     inner: Any = getattr(model, "module", model)
-    return reconstruction_loss(frames, output, inner.num_codes)
+    loss, metrics = reconstruction_loss(frames, output, inner.num_codes)
+    return loss * clip.mask.float().mean(), metrics
 
 
 def reconstruction_loss(frames: Tensor, output: Any, num_codes: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """As :func:`tokenizer_loss`, of frames (N, 3, H, W) and the Reconstruction that the tokenizer made of them."""
+    """As :func:`tokenizer_loss`, the mean over frames (N, 3, H, W), and the Reconstruction that was made of them."""
     error = F.mse_loss(output.frames.float(), frames)
     loss = error + output.quantizer_loss
     with torch.no_grad():

@@ -43,6 +43,8 @@ def make_tokenizer_loss(tokenizer: Tokenizer, config: TokenizerLossConfig) -> tu
 class TokenizerLoss:
     """:func:`~worldvq.models.losses.tokenizer_loss` plus the terms whose weight is not 0.
 
+    As there, every term is multiplied by the share of the batch that is no padding.
+
     Args:
         config: The weights.
         lpips: From two batches of images (N, 3, H, W) in [-1, 1] to distances (N, ...); only with a perceptual weight.
@@ -65,10 +67,6 @@ class TokenizerLoss:
         inner: Any = getattr(model, "module", model)
         loss, metrics = reconstruction_loss(frames, output, inner.num_codes)
         rebuilt = output.frames.float()
-        if self.config.motion:
-            motion = motion_error((rebuilt - frames).square().mean(1), clip)
-            loss = loss + self.config.motion * motion
-            metrics["motion"] = motion.detach()
         if self.lpips:
             perceptual = self.lpips.to(frames.device)(rebuilt, frames).float().mean()
             loss = loss + self.config.perceptual * perceptual
@@ -78,7 +76,17 @@ class TokenizerLoss:
             adversarial = hinge(output.real.float(), output.fake.float())
             loss = loss + adversarial
             metrics["adversarial"] = adversarial.detach()
+        loss = loss * clip.mask.float().mean()
+        if self.config.motion:
+            motion = motion_error((rebuilt - frames).square().mean(1), clip)
+            loss = loss + self.config.motion * motion * frame_pairs(clip).float().mean()
+            metrics["motion"] = motion.detach()
         return loss, metrics
+
+
+def frame_pairs(clip: Clip) -> Tensor:
+    """Which frames but the first exist with the frame before them, (B, T-1) bool."""
+    return clip.mask[:, 1:] & clip.mask[:, :-1]
 
 
 def changed_pixels(a: Tensor, b: Tensor) -> Tensor:
@@ -103,7 +111,7 @@ def motion_error(error: Tensor, clip: Clip) -> Tensor:
     """
     if clip.frames.shape[1] < 2:
         raise UsageError("the motion term compares frames: set tokenizer_training.clip_frames to 2 or more, got 1")
-    pairs = clip.mask[:, 1:] & clip.mask[:, :-1]  # (B, T-1)
+    pairs = frame_pairs(clip)
     changed = changed_pixels(clip.frames[:, 1:], clip.frames[:, :-1])[pairs].float()  # (P, H, W)
     error = error[F.pad(pairs, (1, 0))[clip.mask]]  # (P, H, W)
     area = changed.sum((1, 2))  # (P,)

@@ -6,6 +6,8 @@ Sums run over all processes, so every process computes the same codes. Callers k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -47,21 +49,52 @@ def count_and_sum(rows: Tensor, tokens: Tensor, num_codes: int) -> tuple[Tensor,
     return both[:, 0], both[:, 1:]
 
 
-def draw_rows(rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
+def draw_rows(passes: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor]:
     """Draw rows of the global batch with replacement, the same on every process.
 
-    Relies on equal seeds of torch's CPU generator on all processes, and on equal shares of the batch in order of rank.
+    The global batch is what all processes saw in their first pass, in order of rank, then in the second one, and so on.
+    Relies on equal seeds of torch's CPU generator, and on as many passes, on all processes.
+
+    Args:
+        passes: (N_i, D) rows of this process in each of its passes; passes and processes may differ in N_i.
+        number: How many to draw.
 
     Returns:
         Rows (number, D), and whether the whole global batch is finite (() bool): both equal on all processes.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    picks = torch.randint(len(rows) * world, (number,)).to(rows.device) - rank * len(rows)
-    mine = (picks >= 0) & (picks < len(rows))
-    drawn = torch.where(mine[:, None], rows[picks.clamp(0, len(rows) - 1)], 0.0)
+    places, total = _places(passes)
+    picks = random_words(number).to(total.device) % total.clamp_min(1)
+    # One row more, at the place -1 that is never drawn: what is not here finds that one, or another row's place.
+    rows = F.pad(torch.cat(list(passes)), (0, 0, 0, 1))  # (N + 1, D)
+    found = torch.searchsorted(places, picks)
+    mine = F.pad(places, (0, 1), value=-1)[found] == picks
+    drawn = torch.where(mine[:, None], rows[found], 0.0)
     # One exchange for both: NaN where a row is not finite, else 0, in a row of its own.
     shared = _sum_over_processes(torch.cat([drawn, (rows - rows).sum(0, keepdim=True)]))  # (number + 1, D)
     return shared[:-1], shared[-1].isfinite().all()
+
+
+def _places(passes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Place (N,) of each row of this process in the global batch, ascending, and the size of that (); both int64."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device = passes[0].device
+    counts = torch.zeros(len(passes), world, dtype=torch.int64)
+    counts[:, rank] = torch.tensor([len(rows) for rows in passes])
+    counts = _sum_over_processes(counts.to(device))
+    ends = counts.flatten().cumsum(0)
+    begins = (ends - counts.flatten()).view_as(counts)[:, rank]  # (passes,)
+    places = [begin + torch.arange(len(rows), device=device) for begin, rows in zip(begins, passes, strict=True)]
+    return torch.cat(places), ends[-1]
+
+
+def random_words(number: int) -> Tensor:
+    """Random words (number,) int64 below 2^32 of torch's CPU generator.
+
+    They are what ``torch.randint(n, (number,))`` takes modulo n: for an n that only the device knows, and that nobody
+    has to wait for.
+    """
+    pairs = torch.empty(-(-number // 2), dtype=torch.int64).random_(-(2**63), None).view(torch.int32).view(-1, 2)
+    return pairs.flip(1).flatten()[:number].long() & 0xFFFFFFFF
 
 
 def k_means(rows: Tensor, means: Tensor, iterations: int, unit: bool) -> Tensor:

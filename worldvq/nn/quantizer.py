@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,6 +60,10 @@ class Quantizer(nn.Module, ABC):
         """Quantize encoder outputs (B, D, h, w); in training mode, a learned codebook may move."""
 
 
+Pass = tuple[Tensor, Tensor]
+"""Rows (N, D) that a quantizer was given in a forward pass, and their tokens (N,)."""
+
+
 def make_quantizer(config: QuantizerConfig) -> Quantizer:
     """Return the quantizer of a config."""
     kinds = {"ema": EMAQuantizer, "sgd": SGDQuantizer, "fsq": FiniteScalarQuantizer}
@@ -82,6 +88,7 @@ class VectorQuantizer(Quantizer):
         self.config = config
         self.register_buffer("unused_steps", torch.zeros(config.num_codes, dtype=torch.int64))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        self._passes: list[Pass] | None = None
         self._seen_initialized = False  # spares a look at the device every step; the buffer is what counts
 
     def _unit(self, x: Tensor) -> Tensor:
@@ -108,13 +115,17 @@ class VectorQuantizer(Quantizer):
             return self._nearest(self._unit(z_e.detach().float()))
 
     def forward(self, z_e: Tensor) -> Quantized:
-        """Quantize encoder outputs (B, D, h, w); in training mode, also start, move and revive codes."""
+        """Quantize encoder outputs (B, D, h, w); in training mode, also start, move and revive codes.
+
+        Within :func:`as_one_pass` that is left to its end.
+        """
         with full_precision(z_e):
             z = self._unit(z_e.float().permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, D, h, w)
             last = z.detach().permute(0, 2, 3, 1)  # (B, h, w, D)
             rows = last.reshape(-1, last.shape[-1])  # (N, D)
+            at_once = self.training and self._passes is None
             # Drawn every step, needed or not: no process then waits to learn whether they are.
-            drawn = draw_rows(rows, self.config.num_codes) if self.training else None  # (K, D), ()
+            drawn = draw_rows([rows], self.config.num_codes) if at_once else None  # (K, D), ()
             if drawn is not None:
                 self._initialize(rows, *drawn)
             tokens = self._nearest(last)  # (B, h, w)
@@ -123,7 +134,24 @@ class VectorQuantizer(Quantizer):
             passed = (rotation if self.config.gradient == "rotation" else straight_through)(z, z_q.detach())
             if drawn is not None:
                 self._learn(rows, tokens.reshape(-1), *drawn)
+            elif self.training and self._passes is not None:
+                self._passes.append((rows, tokens.reshape(-1)))
             return Quantized(passed, tokens, loss)
+
+    def initialize(self, passes: Sequence[Pass]) -> None:
+        """Start the codes from what all processes saw in these passes, unless they were started before."""
+        rows = [rows for rows, _ in passes]
+        with full_precision(rows[0]):
+            self._initialize(torch.cat(rows), *draw_rows(rows, self.config.num_codes))
+
+    def learn(self, passes: Sequence[Pass]) -> None:
+        """Move and revive codes by what all processes saw in these passes, as if it had been one pass of one process.
+
+        Up to the rounding of sums: wherever a row was seen, it counts the same.
+        """
+        rows, tokens = ([*column] for column in zip(*passes, strict=True))
+        with full_precision(rows[0]):
+            self._learn(torch.cat(rows), torch.cat(tokens), *draw_rows(rows, self.config.num_codes))
 
     @torch.no_grad()
     def _initialize(self, rows: Tensor, fresh: Tensor, finite: Tensor) -> None:
@@ -156,6 +184,26 @@ class VectorQuantizer(Quantizer):
     @abstractmethod
     def _learn(self, rows: Tensor, tokens: Tensor, fresh: Tensor, finite: Tensor) -> None:
         """Update what is not learned by gradients from rows (N, D) and their tokens (N,)."""
+
+
+@contextlib.contextmanager
+def as_one_pass(model: nn.Module, use: Callable[[VectorQuantizer, list[Pass]], None]) -> Iterator[None]:
+    """Let the quantizers of a model take all training passes within the block as one, on all processes.
+
+    Codes stay as they are within the block. At its end every quantizer does ``VectorQuantizer.learn`` or
+    ``VectorQuantizer.initialize``; if it raises, nothing.
+    """
+    quantizers = [module for module in model.modules() if isinstance(module, VectorQuantizer)]
+    for quantizer in quantizers:
+        quantizer._passes = []
+    try:
+        yield
+        for quantizer in quantizers:
+            if quantizer._passes:
+                use(quantizer, quantizer._passes)
+    finally:
+        for quantizer in quantizers:
+            quantizer._passes = None
 
 
 class EMAQuantizer(VectorQuantizer):
