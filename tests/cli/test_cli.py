@@ -14,18 +14,12 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from support.command_line import run, spawn
+from support.command_line import run, spawn, succeed
+from support.episodes import plain_episode, write
 
-from worldvq.config.env import EnvConfig
-from worldvq.data.episodes import DatasetMeta, EpisodeStore
-from worldvq.types import ActionSpace, Episode
+from worldvq.data.episodes import EpisodeStore
+from worldvq.types import ActionSpace
 from worldvq.world.model import WorldModel
-
-
-def succeed(*arguments, how=run):
-    result = how(*arguments)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 def probe(path):
@@ -81,14 +75,7 @@ def foreign(tmp_path_factory):
     root = tmp_path_factory.mktemp("foreign")
     for name, size, num_actions in (("size", 32, 7), ("actions", 64, 5)):
         space = ActionSpace("discrete", nvec=(num_actions,))
-        meta = DatasetMeta(
-            env=EnvConfig(size=(size, size)), action_space=space.to_json(), frame_size=(size, size), policy="held"
-        )
-        with EpisodeStore.create(root / name, meta) as store:
-            for number in range(10):
-                frames = np.full((12, size, size, 3), number, np.uint8)
-                actions, rewards = np.zeros(11, np.int64), np.zeros(11, np.float32)
-                store.commit(number, Episode(frames, actions, rewards, terminated=False, truncated=True))
+        write(root / name, space, [plain_episode(number, size) for number in range(10)])
     return root
 
 

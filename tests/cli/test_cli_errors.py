@@ -7,19 +7,19 @@ import subprocess
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from support.command_line import COMMAND, run, spawn
+from support.command_line import COMMAND, check_error, run, spawn
+from support.episodes import plain_episode, write
 
 from worldvq.config.env import EnvConfig
-from worldvq.data.episodes import DatasetMeta, EpisodeStore
+from worldvq.data.episodes import EpisodeStore
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import save_tokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.stages.experiment import load_config
 from worldvq.stages.tokens import tokenize
-from worldvq.types import ActionSpace, Episode
+from worldvq.types import ActionSpace
 from worldvq.world.model import WorldModel
 
 TINY = ["--config", "tiny"]
@@ -27,14 +27,8 @@ TINY = ["--config", "tiny"]
 
 def record(path, size=64, num_actions=7):
     space = ActionSpace("discrete", nvec=(num_actions,), names=tuple("abcdefgh"[:num_actions]))
-    meta = DatasetMeta(
-        env=EnvConfig(size=(size, size)), action_space=space.to_json(), frame_size=(size, size), policy="held"
-    )
-    with EpisodeStore.create(path, meta) as store:
-        for number in range(10):
-            frames = np.full((12, size, size, 3), 20 * number, np.uint8)
-            actions, rewards = np.zeros(11, np.int64), np.zeros(11, np.float32)
-            store.commit(number, Episode(frames, actions, rewards, terminated=False, truncated=True))
+    settings = {"env": EnvConfig(size=(size, size)), "policy": "held", "heldout_every": 10}
+    write(path, space, [plain_episode(20 * number, size) for number in range(10)], **settings)
     return space
 
 
@@ -66,14 +60,6 @@ def here(root, tmp_path, monkeypatch):
 
 def listing(folder):
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
-
-
-def check(result, code, words):
-    error = result.stderr.removesuffix("\n")
-    assert result.returncode == code, error
-    assert error.startswith("worldvq: error: ") and "\n" not in error, error
-    assert "Traceback" not in result.stdout + error
-    assert all(word in error for word in words), error
 
 
 IMAGINE = "imagine --world world --data data --out new.mp4"
@@ -131,7 +117,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("line", "code", "words"), MISTAKES, ids=[line for line, _, _ in MISTAKES])
 def test_a_mistake_is_one_line_and_leaves_nothing(root, here, line, code, words):
     names, before = sorted(here.iterdir()), listing(root)
-    check(run(*line.split()), code, words)
+    check_error(run(*line.split()), code, words)
     assert sorted(here.iterdir()) == names and listing(root) == before
 
 
@@ -145,7 +131,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(root, here, line, code, words)
 )
 def test_a_mistake_in_a_process_of_its_own(here, line, words):
     names = sorted(here.iterdir())
-    check(spawn(*line.split()), 2, words)
+    check_error(spawn(*line.split()), 2, words)
     assert sorted(here.iterdir()) == names
 
 
@@ -159,7 +145,7 @@ def test_an_unforeseen_error_is_one_line_too(here, monkeypatch):
         raise ZeroDivisionError("one\ntwo")
 
     monkeypatch.setattr("worldvq.data.inspect.info", fail)
-    check(run("data", "info", "data"), 1, ["ZeroDivisionError: one two", "--debug"])
+    check_error(run("data", "info", "data"), 1, ["ZeroDivisionError: one two", "--debug"])
 
 
 @pytest.mark.parametrize(
@@ -177,7 +163,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(here, monkeypatch, line, pa
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, used=10**9 - 1000, free=1000))
     result = run(*line.split())
     lines = [text for text in result.stderr.splitlines() if not text.startswith("note: ")]  # of a missing extra
-    check(SimpleNamespace(**vars(result) | {"stderr": "\n".join(lines)}), 1, [path, "full", "1,000"])
+    check_error(SimpleNamespace(**vars(result) | {"stderr": "\n".join(lines)}), 1, [path, "full", "1,000"])
     left = {file.name for file in here.rglob("new/**/*") if file.is_file()}
     assert left <= {".lock", "rollout.mp4", "strip.png"}  # a report comes last, so that a half-written one is none
 

@@ -4,9 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from support.command_line import COMMAND, run
+from support.command_line import COMMAND, check_error, run, succeed
 from support.fault_tools import hashes, wait_until
-from test_cli_errors import check
 
 from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
@@ -20,12 +19,6 @@ MAZE = ["record", "worldvq/Maze-v0", "--workers", "1", "env.max_steps=12"]
 def _no_launcher(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
-
-
-def succeed(*arguments):
-    result = run(*arguments)
-    assert result.returncode == 0, result.stderr
-    return result
 
 
 # ------------------------------------------------------------------------------------------------ trust
@@ -51,7 +44,7 @@ def test_a_dataset_that_names_code_does_not_run_it(tmp_path, monkeypatch, env_id
     for command in (["data", "info"], ["data", "verify"], ["data", "merge"]):
         assert run(*command, tmp_path / "d").returncode == 0
     result = run("record", "--out", tmp_path / "d", "--episodes", 1)
-    check(result, 2, [f"'{env_id}'", f"'{policy.split()[0]}'", "--trust", "runs code"])
+    check_error(result, 2, [f"'{env_id}'", f"'{policy.split()[0]}'", "--trust", "runs code"])
     assert not canary.exists() and "evil" not in sys.modules and hashes(tmp_path / "d") == before
 
 
@@ -60,12 +53,12 @@ def test_a_trusted_dataset_goes_on_as_it_was_recorded(tmp_path):
     succeed(*MAZE, "--out", tmp_path / "whole", "--episodes", 4, *options)
     succeed(*MAZE, "--out", tmp_path / "part", "--episodes", 2, *options)
     result = succeed("record", "--out", tmp_path / "part", "--episodes", 4, "--trust")
-    assert "'worldvq/Maze-v0'" in result.stdout and "'held'" in result.stdout
+    assert "'worldvq/Maze-v0'" in result and "'held'" in result
     assert hashes(tmp_path / "part") == hashes(tmp_path / "whole")
 
 
 def test_without_an_environment_there_must_be_a_dataset(tmp_path):
-    check(run("record", "--out", tmp_path / "d", "--trust"), 2, ["no such dataset", "worldvq record ENV"])
+    check_error(run("record", "--out", tmp_path / "d", "--trust"), 2, ["no such dataset", "worldvq record ENV"])
     assert not (tmp_path / "d").exists()
 
 
@@ -76,24 +69,24 @@ def test_shards_by_option_and_by_launcher_merge_to_the_whole(tmp_path, monkeypat
     succeed(*MAZE, "--out", tmp_path / "whole", "--episodes", 5)
     out = tmp_path / "shards"
     result = succeed(*MAZE, "--out", out, "--episodes", 5, "--shard", "1/2")
-    assert "shard 1/2" in result.stdout and f"worldvq data merge {out}" in result.stdout
-    check(run("data", "info", out), 2, ["not merged", f"worldvq data merge {out}"])
+    assert "shard 1/2" in result and f"worldvq data merge {out}" in result
+    check_error(run("data", "info", out), 2, ["not merged", f"worldvq data merge {out}"])
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "shard 0/2 of" in succeed(*MAZE, "--out", out, "--episodes", 5).stdout
-    assert "2 shards merged, 5 episodes" in succeed("data", "merge", out).stdout
+    assert "shard 0/2 of" in succeed(*MAZE, "--out", out, "--episodes", 5)
+    assert "2 shards merged, 5 episodes" in succeed("data", "merge", out)
     assert hashes(out) == hashes(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("option", "words"), [("2/2", "2/2"), ("x", "'x'")])
 def test_a_shard_that_is_none_is_refused(tmp_path, option, words):
-    check(run(*MAZE, "--out", tmp_path / "d", "--shard", option), 2, [words, "0/4"])
-    check(run(*MAZE, "--out", tmp_path / "d", "--shard", "0/2", "--ray", 2), 2, ["--ray", "--shard"])
+    check_error(run(*MAZE, "--out", tmp_path / "d", "--shard", option), 2, [words, "0/4"])
+    check_error(run(*MAZE, "--out", tmp_path / "d", "--shard", "0/2", "--ray", 2), 2, ["--ray", "--shard"])
     assert not (tmp_path / "d").exists()
 
 
 def test_merging_what_is_no_store_is_refused(tmp_path):
-    check(run("data", "merge", tmp_path / "none"), 2, ["none"])
+    check_error(run("data", "merge", tmp_path / "none"), 2, ["none"])
     assert not (tmp_path / "none").exists()
 
 
@@ -107,7 +100,7 @@ def test_a_second_writer_is_told_before_anything_heavy_is_imported(tmp_path, com
     code += "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
     arguments = [*command, "--out", str(tmp_path)] if command[0] == "record" else [*command, str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    check(done, 1, [f"{tmp_path}: process ", " is writing to it"])
+    check_error(done, 1, [f"{tmp_path}: process ", " is writing to it"])
     lock.release()
 
 

@@ -4,14 +4,7 @@ import subprocess
 
 import pytest
 from support.command_line import COMMAND
-from support.fault_tools import Watch
-
-SMALL = [
-    *("record.frames=600", "env.max_steps=20", "env.size=[16,16]", "tokenizer.frame_size=[16,16]"),
-    *("tokenizer_training.steps=4", "tokenizer_training.batch_size=4", "dynamics_training.steps=4"),
-    *("tokenizer_training.save_every=2", "dynamics_training.save_every=2"),
-    *("evaluate.clips=24", "evaluate.context=2", "evaluate.horizon=3", "evaluate.batch_size=1"),
-]
+from support.fault_tools import SMALL, Watch
 
 
 @pytest.fixture(scope="session")

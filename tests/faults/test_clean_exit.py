@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL
-from support.fault_tools import Command, Watch, hashes, numbers_of_report, only_slow, wait_until
+from support.fault_tools import SMALL, Command, Watch, hashes, numbers_of_report, only_slow, wait_until
 
 STAGES = {  # and what the stages before have left
     "record": [],

@@ -13,20 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.readers import readers
+from support.episodes import fill, make_episode, make_meta
+from support.readers import NAMES, readers
 
-from worldvq.config.env import EnvConfig
 from worldvq.data.episode_files import read_index
-from worldvq.data.episodes import DatasetMeta, EpisodeStore
+from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import CorruptFileError, WorldVQError
-from worldvq.types import ActionSpace, Episode
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = [
-    *("episode", "episode_zstd", "index", "dataset", "tokens", "token_store", "tokenizer", "tokenizer_weights"),
-    *("world", "world_dynamics", "weights", "config", "run_config", "run_inputs", "manifest", "checkpoint"),
-    *("optimizer", "metrics", "part", "actions_json", "actions_npy", "report"),
-]
 CHECKED = [name for name in NAMES if name not in ("weights", "config", "metrics", "part", "report")]
 CHECKED = [name for name in CHECKED if not name.startswith("actions")]
 """Those whose every byte is vouched for: by a hash, a checksum, or a comparison."""
@@ -148,7 +142,7 @@ def test_whatever_the_bytes_an_error_names_the_file(damaged, data):
 
 
 def test_a_last_line_without_its_newline_is_kept_and_appended_to(tmp_path):
-    folder, index = make_store(tmp_path / "d", 3), tmp_path / "d" / "index.jsonl"
+    folder, index = fill(tmp_path / "d", 3).path, tmp_path / "d" / "index.jsonl"
     whole = index.read_bytes()
     last = whole.rindex(b"{")
     for tail in (b"", b"\0\0\0"):  # zeros stand where a file system had not written yet
@@ -170,7 +164,7 @@ def test_a_last_line_without_its_newline_is_kept_and_appended_to(tmp_path):
 
 @pytest.mark.parametrize("tail", [b"J", b" \x0b", b"{", b"}", b"\x8a"])
 def test_a_newline_that_became_something_else_is_no_torn_line(tmp_path, tail):
-    folder, index = make_store(tmp_path / "d", 3), tmp_path / "d" / "index.jsonl"
+    folder, index = fill(tmp_path / "d", 3).path, tmp_path / "d" / "index.jsonl"
     index.write_bytes(index.read_bytes()[:-1] + tail)
     before = index.read_bytes()
     for use in (EpisodeStore.open, lambda folder: EpisodeStore.create(folder, make_meta())):
@@ -180,14 +174,14 @@ def test_a_newline_that_became_something_else_is_no_torn_line(tmp_path, tail):
 
 
 def test_a_damaged_episode_is_never_used_and_others_are(tmp_path):
-    folder = make_store(tmp_path / "d", 3)
+    folder = fill(tmp_path / "d", 3).path
     file = folder / "episodes" / "000001.safetensors"
     data = bytearray(file.read_bytes())
     data[-1000] ^= 4  # one pixel
     file.write_bytes(data)
     store = EpisodeStore.open(folder)
-    assert len(store.read(0)) == len(store.read(2)) == 19
-    for use in (store.read, store.frames, store.mapped, lambda n: store.copy_window(n, 0, np.empty((2, 16, 16, 3)))):
+    assert len(store.read(0)) == len(store.read(2)) == 20
+    for use in (store.read, store.frames, store.mapped, lambda n: store.copy_window(n, 0, np.empty((2, 6, 8, 3)))):
         with pytest.raises(CorruptFileError, match=r"000001\.safetensors: its hash"):
             use(1)
 
@@ -203,20 +197,3 @@ def test_fuzzing_finds_nothing(slow, tmp_path):
     counts = dict(re.findall(r"^(\w+) +([\d,]+) executions$", done.stdout, re.MULTILINE))
     assert set(counts) == set(NAMES)
     assert all(int(count.replace(",", "")) > 50 for count in counts.values()), counts
-
-
-def make_meta() -> DatasetMeta:
-    space = ActionSpace("discrete", (4,))
-    return DatasetMeta(env=EnvConfig(), action_space=space.to_json(), frame_size=(16, 16), policy="random")
-
-
-def make_episode(seed: int) -> Episode:
-    frames = np.random.default_rng(seed).integers(0, 256, (20, 16, 16, 3), np.uint8)
-    return Episode(frames, np.zeros(19, np.int64), np.zeros(19, np.float32), terminated=True, truncated=False)
-
-
-def make_store(folder: Path, num_episodes: int) -> Path:
-    with EpisodeStore.create(folder, make_meta()) as store:
-        for number in range(num_episodes):
-            store.commit(number, make_episode(number))
-    return folder

@@ -11,9 +11,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import SMALL
 from support.command_line import run
-from support.fault_tools import Command, Watch, hashes, only_slow
+from support.fault_tools import SMALL, Command, Watch, hashes, only_slow
 
 from worldvq.files import atomic
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.episodes import fill, make_episode, make_meta
 from support.fault_tools import hashes
-from support.readers import readers
-from test_corruption import NAMES, make_episode, make_meta, make_store
+from support.readers import NAMES, readers
 
 from worldvq.data.clips import read_clips
 from worldvq.data.episodes import EpisodeStore
@@ -166,7 +166,7 @@ def test_the_linter_refuses_what_runs_data(folder):
 def outside(tmp_path):
     """A folder that nothing may touch."""
     folder = tmp_path / "outside"
-    make_store(folder, 2)
+    fill(folder, 2)
     (folder / "secret").write_text("do not show or change")
     return folder
 
@@ -174,7 +174,7 @@ def outside(tmp_path):
 @pytest.mark.parametrize("name", ["dataset.json", "index.jsonl", "index.0-of-2.jsonl", "episodes", ".lock"])
 @pytest.mark.parametrize("dangling", [False, True])
 def test_a_store_whose_parts_are_links_is_refused(tmp_path, outside, name, dangling):
-    folder = make_store(tmp_path / "d", 2)
+    folder = fill(tmp_path / "d", 2).path
     target = outside / ("nothing" if dangling else "secret" if name == ".lock" else name)
     if name == "index.0-of-2.jsonl" and not dangling:
         shutil.copy(folder / "index.jsonl", target)
@@ -204,7 +204,7 @@ def test_a_store_whose_parts_are_links_is_refused(tmp_path, outside, name, dangl
 
 def test_an_episode_that_is_a_link_is_refused(tmp_path, outside):
     """Even where it points to the very same bytes: who knows what is there tomorrow."""
-    folder, before = make_store(tmp_path / "d", 2), hashes(outside)
+    folder, before = fill(tmp_path / "d", 2).path, hashes(outside)
     for target in (outside / "episodes" / "000001.safetensors", Path("/etc/passwd"), Path("/dev/zero"), folder):
         file = folder / "episodes" / "000001.safetensors"
         file.unlink()
@@ -221,7 +221,7 @@ def test_an_episode_that_is_a_link_is_refused(tmp_path, outside):
 
 
 def test_links_under_temporary_names_are_removed_and_not_followed(tmp_path, outside):
-    folder, before = make_store(tmp_path / "d", 2), hashes(outside)
+    folder, before = fill(tmp_path / "d", 2).path, hashes(outside)
     for place in (folder, folder / "episodes"):
         (place / ".000002.safetensors.1.tmp").symlink_to(outside / "secret")
     mine = folder / "episodes" / f".000002.safetensors.{os.getpid()}.tmp"
@@ -240,7 +240,7 @@ def test_links_under_temporary_names_are_removed_and_not_followed(tmp_path, outs
 
 
 def test_a_link_to_a_whole_store_is_fine(tmp_path):
-    make_store(tmp_path / "d", 2)
+    fill(tmp_path / "d", 2)
     (tmp_path / "link").symlink_to(tmp_path / "d")
     with EpisodeStore.create(tmp_path / "link", make_meta()) as store:
         store.commit(2, make_episode(2))
@@ -343,7 +343,7 @@ def hostile_stores(root: Path) -> dict[str, tuple]:
     }
     found = {}
     for name, (data, words) in headers.items():
-        folder = make_store(root / name, 1)
+        folder = fill(root / name, 1).path
         (folder / "episodes/000000.safetensors").write_bytes(data)
         found[name] = (lambda folder=folder: EpisodeStore.open(folder).read(0), len(data), words)
     gib = 2**30
@@ -355,7 +355,7 @@ def hostile_stores(root: Path) -> dict[str, tuple]:
     for name, (side, num_frames, chunks, words) in bombs.items():
         folder = compressed_store(root / name, side, num_frames, chunks)
         found[name] = (lambda folder=folder: read_all(folder), sum(map(len, chunks)), words)
-    wide = make_store(root / "wide", 1)
+    wide = fill(root / "wide", 1).path
     description = json.loads((wide / "dataset.json").read_text()) | {"frame_size": [4096, 4096]}
     del description["checksum"]
     (wide / "dataset.json").write_text(json.dumps(description))
@@ -370,10 +370,10 @@ def hostile_stores(root: Path) -> dict[str, tuple]:
     folder = compressed_store(root / "large", 4096, 16, chunks)
     found["large frames, verified"] = (lambda: EpisodeStore.open(folder).verify(), len(chunks[0]), "")
     lines = root / "lines"
-    make_store(lines, 1)
+    fill(lines, 1)
     (lines / "index.jsonl").write_bytes(b'{"number":' + b"1" * 2**25 + b"}\n")
     found["an endless line"] = (lambda: EpisodeStore.open(lines), 2**25, "neither a line")
-    described = make_store(root / "described", 1)
+    described = fill(root / "described", 1).path
     (described / "dataset.json").write_bytes(b'{"env": "' + b"x" * 2**23 + b'"}')
     found["a long description"] = (lambda: EpisodeStore.open(described), 2**23, "at most")
     return found

@@ -10,27 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.batches import Noted, Scenes
 from support.command_line import spawn
 from support.fault_tools import Command, Watch, hashes, wait_until
-from support.training import (
-    Noted,
-    Scenes,
-    dynamics,
-    finish,
-    model,
-    start,
-    train,
-    train_codebook,
-    train_dynamics,
-    train_slowly,
-)
+from support.tokenizers import make_tokenizer
+from support.training import CODEBOOK, dynamics, finish, start, train, train_codebook, train_dynamics, train_slowly
 
 from worldvq.errors import RunError, UsageError
 from worldvq.files.lock import Lock
 from worldvq.files.weights import read_tensors
 from worldvq.models.losses import tokenizer_loss
-from worldvq.models.tokenizer import Tokenizer
-from worldvq.nn.config import QuantizerConfig
 from worldvq.training.checkpoints import Checkpoints
 from worldvq.training.config import OptimizerConfig, TrainConfig
 from worldvq.training.fit import fit
@@ -59,9 +48,7 @@ def test_codebooks_are_identical_on_all_ranks_after_200_steps(codebooks):
 
 def perplexity(folder):
     """Of the tokens of frames that were not trained on."""
-    trained = Tokenizer(
-        model().config.model_copy(update={"quantizer": QuantizerConfig(kind="ema", num_codes=64, code_dim=8)})
-    )
+    trained = make_tokenizer(CODEBOOK)
     trained.load_state_dict(read_tensors(folder / "rank0.safetensors"))
     frames = Scenes(512).batch(10**6).frames[:, 0]
     with torch.no_grad():
@@ -175,7 +162,13 @@ def test_fit_claims_the_folder_under_its_lock_and_before_it_writes(tmp_path):
             Lock(tmp_path / "run")
         raise UsageError("another config")
 
-    arguments = (model(), tokenizer_loss, Noted(8, tmp_path / "ids", None), TrainConfig(batch_size=8), tmp_path / "run")
+    arguments = (
+        make_tokenizer(),
+        tokenizer_loss,
+        Noted(8, tmp_path / "ids"),
+        TrainConfig(batch_size=8),
+        tmp_path / "run",
+    )
     for _ in range(2):  # the lock is given back
         with pytest.raises(UsageError, match="another config"):
             fit(*arguments, summary="test", claim=claim)

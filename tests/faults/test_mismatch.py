@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.episodes import write
 from support.fault_tools import hashes
 
 from worldvq.config.env import EnvConfig
-from worldvq.data.episodes import DatasetMeta, EpisodeStore
+from worldvq.data.episodes import EpisodeStore
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.evaluation.config import EvaluateConfig
@@ -59,14 +60,12 @@ CONFIG = load_config(
 
 
 def make_data(folder: Path, space: ActionSpace = NAMED, side: int = 16, **changes) -> Path:
-    settings = {"policy": "random", "heldout_every": 2, "env": EnvConfig(size=(side, side))} | changes
-    meta = DatasetMeta(action_space=space.to_json(), frame_size=(side, side), **settings)
-    rng = np.random.default_rng(0)
-    with EpisodeStore.create(folder, meta) as store:
-        for number in range(4):
-            actions = rng.integers(0, 2, (8, *space.shape)).astype(space.dtype)
-            frames = rng.integers(0, 256, (9, side, side, 3), np.uint8)
-            store.commit(number, Episode(frames, actions, np.zeros(8, np.float32), terminated=True, truncated=False))
+    rng, episodes = np.random.default_rng(0), []
+    for _ in range(4):
+        actions = rng.integers(0, 2, (8, *space.shape)).astype(space.dtype)
+        frames = rng.integers(0, 256, (9, side, side, 3), np.uint8)
+        episodes.append(Episode(frames, actions, np.zeros(8, np.float32), terminated=True, truncated=False))
+    write(folder, space, episodes, **{"env": EnvConfig(size=(side, side)), **changes})
     return folder
 
 

@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
+from support.batches import Noted
 from support.fault_tools import hashes
 from support.poison import network, train_poisoned
-from support.training import Noted, finish, start
+from support.training import finish, start
 
 from worldvq.errors import RunError
 from worldvq.models.losses import tokenizer_loss
@@ -36,7 +37,7 @@ def test_nothing_is_updated(tmp_path, kind, place, value, step):
         train_poisoned(str(tmp_path), SETTINGS, kind, place, value, step, 0)
     same, count, message = outcome(tmp_path)
     assert same and count > 12 and message == str(raised.value)
-    first = Noted(16, tmp_path / "x", None).ids(step).tolist()
+    first = Noted(16, tmp_path / "x").ids(step).tolist()
     assert ", ".join(f"{number}:{start}" for number, start in first[:8]) + " and 8 more" in message
     assert Checkpoints(tmp_path / "run" / "checkpoints", 2).steps() == ([2] if step else [])
 
@@ -53,7 +54,7 @@ def test_the_last_checkpoint_is_intact_and_the_run_continues_from_it(tmp_path):
     with pytest.raises(RunError):
         train_poisoned(str(tmp_path / "bad"), SETTINGS, "ema", "encoder output", math.nan, 4, 0)
     for name in ("bad", "good"):
-        batches = Noted(16, tmp_path / name / "x", None)
+        batches = Noted(16, tmp_path / name / "x")
         (tmp_path / name).mkdir(exist_ok=True)
         fit(network(), tokenizer_loss, batches, TrainConfig(**SETTINGS), tmp_path / name / "run", summary="test")
     assert hashes(tmp_path / "bad" / "run" / "checkpoints") == hashes(tmp_path / "good" / "run" / "checkpoints")

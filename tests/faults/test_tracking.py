@@ -8,8 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+from support.batches import Noted
 from support.command_line import run
-from support.training import Noted, finish, model, start
+from support.tokenizers import make_tokenizer
+from support.training import finish, start
 
 from worldvq.errors import UsageError
 from worldvq.models.losses import tokenizer_loss
@@ -35,7 +37,7 @@ def train_tracked(out, kill_at):
     def picture(network, step):
         return np.full((6, 10, 3), step, np.uint8)
 
-    arguments = (model(), tokenizer_loss, Noted(8, Path(out) / "ids", kill_at), TrainConfig(**SETTINGS))
+    arguments = (make_tokenizer(), tokenizer_loss, Noted(8, Path(out) / "ids", kill_at), TrainConfig(**SETTINGS))
     fit(*arguments, Path(out) / "run", summary="test", picture=picture, trackers=["tensorboard"])
 
 
@@ -74,8 +76,8 @@ def test_an_unknown_tracker_is_refused(tmp_path):
 def fit_with(tmp_path, tracker):
     from worldvq.training.fit import fit
 
-    batches = Noted(8, tmp_path / "ids", None)
-    fit(model(), tokenizer_loss, batches, TrainConfig(**SETTINGS), tmp_path / "run", summary="test", trackers=[tracker])
+    arguments = (make_tokenizer(), tokenizer_loss, Noted(8, tmp_path / "ids"), TrainConfig(**SETTINGS))
+    fit(*arguments, tmp_path / "run", summary="test", trackers=[tracker])
 
 
 def test_the_command_line_takes_several(tmp_path, road):

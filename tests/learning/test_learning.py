@@ -1,8 +1,9 @@
 """Does it learn? One batch can be overfitted, and what actions do is picked up."""
 
 import torch
+from support.tokenizers import tokenizer_config
 
-from worldvq.models.config import DynamicsConfig, PriorConfig, TokenizerConfig
+from worldvq.models.config import DynamicsConfig, PriorConfig
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.losses import dynamics_loss, tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
@@ -21,14 +22,7 @@ def test_the_tokenizer_overfits_one_batch():
     for row in range(8):  # a bright square somewhere else in each frame
         frames[row, 0, row : row + 6, 2 * (row % 4) : 2 * (row % 4) + 6] = torch.tensor([250, 40 * (row % 5), 90])
     clip = full_clip(Clip, frames, torch.zeros(8, 1, dtype=torch.int64))
-    config = TokenizerConfig(
-        frame_size=(16, 16),
-        downsample=4,
-        width=16,
-        encoder_blocks=1,
-        decoder_blocks=1,
-        quantizer=QuantizerConfig(num_codes=64, code_dim=8),
-    )
+    config = tokenizer_config(QuantizerConfig(num_codes=64, code_dim=8), width=16)
     model = Tokenizer(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     history = []

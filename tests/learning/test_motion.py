@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
+from support.tokenizers import tokenizer_config
 
 from worldvq.evaluation.regions import small_region_recall
-from worldvq.models.config import TokenizerConfig, TokenizerLossConfig
+from worldvq.models.config import TokenizerLossConfig
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.tokenizer_losses import make_tokenizer_loss
 from worldvq.nn.config import QuantizerConfig
@@ -26,14 +27,7 @@ def dots(num_clips, steps, seed):
 def test_with_the_motion_term_a_small_moving_dot_survives():
     """64 codes for a quarter of the frame: too few for the colour of the wall and the place of the dot."""
     train, test = [dots(16, 2, seed) for seed in range(32)], dots(256, 3, 99)
-    config = TokenizerConfig(
-        frame_size=(16, 16),
-        downsample=8,
-        width=32,
-        encoder_blocks=1,
-        decoder_blocks=1,
-        quantizer=QuantizerConfig(num_codes=64, code_dim=8),
-    )
+    config = tokenizer_config(QuantizerConfig(num_codes=64, code_dim=8), width=32, downsample=8)
     recall = {}
     for weight in (0.0, 1.0):
         torch.manual_seed(1)

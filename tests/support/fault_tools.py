@@ -21,6 +21,14 @@ from typing import Any
 import psutil
 import pytest
 
+SMALL = [
+    *("record.frames=600", "env.max_steps=20", "env.size=[16,16]", "tokenizer.frame_size=[16,16]"),
+    *("tokenizer_training.steps=4", "tokenizer_training.batch_size=4", "dynamics_training.steps=4"),
+    *("tokenizer_training.save_every=2", "dynamics_training.save_every=2"),
+    *("evaluate.clips=24", "evaluate.context=2", "evaluate.horizon=3", "evaluate.batch_size=1"),
+]
+"""Settings of the smallest road there is."""
+
 SHARED_MEMORY = Path("/dev/shm")
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from support.training import Noted, model
+from support.batches import Noted
+from support.tokenizers import make_tokenizer
 from worldvq.errors import RunError
 from worldvq.models.losses import tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
@@ -65,8 +66,7 @@ class Poison:
 def network(kind: str = "ema", **changes: Any) -> Tokenizer:
     """The small tokenizer, whose codes die and are revived within a few steps."""
     sizes: dict[str, Any] = {"levels": (4, 4)} if kind == "fsq" else {"num_codes": 16, "code_dim": 4, "revive_after": 2}
-    torch.manual_seed(1)
-    return Tokenizer(model().config.model_copy(update={"quantizer": QuantizerConfig(kind=kind, **sizes, **changes)}))  # type: ignore[arg-type]
+    return make_tokenizer(QuantizerConfig(kind=kind, **sizes, **changes))  # type: ignore[arg-type]
 
 
 def train_poisoned(
@@ -78,7 +78,7 @@ def train_poisoned(
     here = int(os.environ.get("RANK", "0"))
     tokenizer = network(kind)
     Path(out).mkdir(parents=True, exist_ok=True)
-    batches = Noted(settings["batch_size"], Path(out) / f"ids.{here}", None)
+    batches = Noted(settings["batch_size"], Path(out) / f"ids.{here}")
     poison = Poison(batches, place if here == rank else "nowhere", value, step, call)
     make_optimizer = module.make_optimizer
 

@@ -37,6 +37,12 @@ from worldvq.types import ActionSpace, Episode
 from worldvq.world.actions import read_actions
 from worldvq.world.model import WorldModel
 
+NAMES = [
+    *("episode", "episode_zstd", "index", "dataset", "tokens", "token_store", "tokenizer", "tokenizer_weights"),
+    *("world", "world_dynamics", "weights", "config", "run_config", "run_inputs", "manifest", "checkpoint"),
+    *("optimizer", "metrics", "part", "actions_json", "actions_npy", "report"),
+]
+
 
 class Reader(NamedTuple):
     """A file, and what reads it.

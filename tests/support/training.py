@@ -8,22 +8,24 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from unit.test_train import Batches, model
 
+from support.batches import Noted, Scenes, Slow, TokenBatches
 from support.fault_tools import free_port, wait_until
+from support.tokenizers import make_tokenizer
 from worldvq.errors import WorldVQError
 from worldvq.models.config import DynamicsConfig
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.losses import dynamics_loss, tokenizer_loss
-from worldvq.models.tokenizer import Tokenizer
+from worldvq.nn.config import QuantizerConfig
 from worldvq.training.config import TrainConfig
-from worldvq.types import ActionSpace, Clip, TokenClip
+from worldvq.types import ActionSpace
+
+CODEBOOK = QuantizerConfig(kind="ema", num_codes=64, code_dim=8)
 
 
 class Job:
@@ -90,31 +92,6 @@ def finish(jobs: list[Job], seconds: float = 60) -> list[int]:
     return [job.wait(seconds) for job in jobs]
 
 
-class Noted(Batches):
-    """Batches that note what each process takes of them, and kill their process before the n-th (counted from 0)."""
-
-    def __init__(
-        self, batch_size: int, notes: Path | None = None, kill_at: int | None = None, signum: int = signal.SIGKILL
-    ):
-        super().__init__(batch_size)
-        self.notes, self.kill_at, self.signum, self.count = notes, kill_at, signum, -1  # -1: the pass that is timed
-
-    def ids(self, step: int) -> np.ndarray:
-        return np.random.default_rng(step + 1000).integers(0, 10**6, (self.batch_size, 2))
-
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> Any:
-        clip = super().batch(step, rank, world)
-        if self.count >= 0:
-            share = self.batch_size // world
-            mine = self.ids(step)[rank * share : (rank + 1) * share].tolist()
-            with self.notes.open("a") as file:
-                file.write(json.dumps([step, rank, world, mine]) + "\n")
-        if self.count == self.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.count += 1
-        return clip
-
-
 def train(out: str, settings: dict[str, Any], kill_at: int | None = None, killed_rank: int = 0) -> None:
     """Train the small tokenizer; leaves its random state and what it drew beside the run."""
     from worldvq.training.fit import fit
@@ -122,54 +99,20 @@ def train(out: str, settings: dict[str, Any], kill_at: int | None = None, killed
     rank = int(os.environ.get("RANK", "0"))
     batches = Noted(settings["batch_size"], Path(out) / f"ids.{rank}", kill_at if rank == killed_rank else None)
     Path(out).mkdir(parents=True, exist_ok=True)
-    fit(model(), tokenizer_loss, batches, TrainConfig(**settings), Path(out) / "run", summary="test")
+    fit(make_tokenizer(), tokenizer_loss, batches, TrainConfig(**settings), Path(out) / "run", summary="test")
     (Path(out) / f"random.{rank}").write_bytes(torch.get_rng_state().numpy().tobytes())
-
-
-class Scenes(Batches):
-    """Frames with something to learn: each is one of a few colours with a disc of another one."""
-
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> Clip:
-        random = np.random.default_rng(step)
-        colours = np.random.default_rng(0).integers(0, 256, (12, 3))
-        back, front = colours[random.integers(0, 12, (2, self.batch_size))]
-        centre, radius = random.uniform(3, 13, (self.batch_size, 2)), random.uniform(2, 6, self.batch_size)
-        y, x = np.mgrid[:16, :16]
-        inside = np.hypot(y - centre[:, :1, None], x - centre[:, 1:, None]) < radius[:, None, None]  # (B, 16, 16)
-        frames = np.where(inside[..., None], front[:, None, None], back[:, None, None]).astype(np.uint8)[:, None]
-        share = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
-        yes = torch.ones(self.batch_size, 1, dtype=torch.bool)[share]
-        return Clip(torch.from_numpy(frames)[share], yes.long(), yes.float(), ~yes, yes, yes)
 
 
 def train_codebook(out: str, steps: int) -> None:
     """Train a tokenizer with moving-average codes; every process leaves all of its tensors."""
     from worldvq.files.weights import save_module
-    from worldvq.nn.config import QuantizerConfig
     from worldvq.training.config import OptimizerConfig
     from worldvq.training.fit import fit
 
-    torch.manual_seed(1)
-    quantizer = QuantizerConfig(kind="ema", num_codes=64, code_dim=8)
-    network = Tokenizer(model().config.model_copy(update={"quantizer": quantizer}))
+    network = make_tokenizer(CODEBOOK)
     settings = TrainConfig(steps=steps, batch_size=16, optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10))
     trained = fit(network, tokenizer_loss, Scenes(16), settings, Path(out) / "run", summary="test")
     save_module(Path(out) / f"rank{os.environ.get('RANK', '0')}.safetensors", trained)
-
-
-class TokenBatches(Batches):
-    """Random tokens as a function of the step."""
-
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> TokenClip:
-        random = np.random.default_rng(step)
-        tokens, actions = (
-            random.integers(0, 16, (self.batch_size, 4, 4, 4)),
-            random.integers(0, 3, (self.batch_size, 4)),
-        )
-        share = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
-        yes = torch.ones(self.batch_size, 4, dtype=torch.bool)[share]
-        tokens, actions = torch.from_numpy(tokens)[share], torch.from_numpy(actions)[share]
-        return TokenClip(tokens, actions, yes.float(), ~yes, yes, yes)
 
 
 def dynamics(prior_kind: str = "transformer") -> Dynamics:
@@ -190,14 +133,6 @@ def train_dynamics(out: str, settings: dict[str, Any], prior_kind: str = "transf
         PartialState(cpu=True)
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     fit(dynamics(prior_kind), dynamics_loss, TokenBatches(8), TrainConfig(**settings), Path(out), summary="test")
-
-
-class Slow(Noted):
-    """Batches that take their time, so that a signal meets a step under way."""
-
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> Any:
-        time.sleep(0.05)
-        return super().batch(step, rank, world)
 
 
 def train_slowly(out: str, settings: dict[str, Any], signalled_in: str = "", signum: int = 0) -> None:
@@ -223,9 +158,15 @@ def train_slowly(out: str, settings: dict[str, Any], signalled_in: str = "", sig
         checkpoints.write_atomic = signalled(checkpoints.write_atomic)
     rank = int(os.environ.get("RANK", "0"))
     Path(out).mkdir(parents=True, exist_ok=True)
-    batches = Slow(settings["batch_size"], Path(out) / f"ids.{rank}", None)
+    batches = Slow(settings["batch_size"], Path(out) / f"ids.{rank}")
     module.fit(
-        model(), tokenizer_loss, batches, TrainConfig(**settings), Path(out) / "run", summary="test", picture=picture
+        make_tokenizer(),
+        tokenizer_loss,
+        batches,
+        TrainConfig(**settings),
+        Path(out) / "run",
+        summary="test",
+        picture=picture,
     )
     print("what comes after training", flush=True)
 

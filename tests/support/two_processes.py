@@ -6,16 +6,15 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from unit.test_train import Batches, config, model
-
+from support.batches import Batches
+from support.tokenizers import make_tokenizer
 from worldvq.files.weights import save_module
 from worldvq.models.losses import tokenizer_loss
+from worldvq.training.config import TrainConfig
 from worldvq.training.fit import fit
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    out = Path(sys.argv[1])
-    trained = fit(model(), tokenizer_loss, Batches(8), config(steps=8), out / "run", summary="test")
+    out, config = Path(sys.argv[1]), TrainConfig(steps=8, batch_size=8)
+    trained = fit(make_tokenizer(), tokenizer_loss, Batches(8), config, out / "run", summary="test")
     save_module(out / f"rank{PartialState().process_index}.safetensors", trained)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.episodes import write
 
-from worldvq.config.env import EnvConfig
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
-from worldvq.data.episodes import DatasetMeta, EpisodeStore
+from worldvq.data.episodes import EpisodeStore
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.types import ActionSpace, Clip, Episode, TokenClip
@@ -32,18 +32,8 @@ def telling_episode(number: int, length: int, end: str) -> Episode:
 
 
 def make_store(path: Path, lengths: list[int], compression: str = "none", heldout_every: int = 5) -> EpisodeStore:
-    meta = DatasetMeta(
-        env=EnvConfig(),
-        action_space=ActionSpace("discrete", (7,)).to_json(),
-        frame_size=(4, 4),
-        policy="random",
-        heldout_every=heldout_every,
-        compression=compression,  # type: ignore[arg-type]
-    )
-    with EpisodeStore.create(path, meta) as store:
-        for number, length in enumerate(lengths):
-            store.commit(number, telling_episode(number, length, ENDS[number % 3]))
-    return EpisodeStore.open(path)
+    episodes = (telling_episode(number, length, ENDS[number % 3]) for number, length in enumerate(lengths))
+    return write(path, ActionSpace("discrete", (7,)), episodes, heldout_every=heldout_every, compression=compression)
 
 
 def make_tokens(path: Path, store: EpisodeStore) -> TokenStore:
@@ -98,11 +88,9 @@ def test_clips_are_aligned(store, split, clip_frames):
 
 def test_action_kinds_keep_shape_and_dtype(tmp_path):
     space = ActionSpace("box", low=(-1.0, -1.0), high=(1.0, 1.0))
-    meta = DatasetMeta(env=EnvConfig(), action_space=space.to_json(), frame_size=(4, 4), policy="random")
     actions = np.arange(18, dtype=np.float32).reshape(9, 2)
-    with EpisodeStore.create(tmp_path / "d", meta) as store:
-        store.commit(0, Episode(np.zeros((10, 4, 4, 3), np.uint8), actions, np.zeros(9, np.float32), True, False))
-        clip = read_clips(store, np.array([[0, 6]]), 5)
+    episode = Episode(np.zeros((10, 4, 4, 3), np.uint8), actions, np.zeros(9, np.float32), True, False)
+    clip = read_clips(write(tmp_path / "d", space, [episode]), np.array([[0, 6]]), 5)
     assert clip.actions.shape == (1, 5, 2) and clip.actions.dtype == torch.float32
     np.testing.assert_array_equal(clip.actions[0], [[12, 13], [14, 15], [16, 17], [0, 0], [0, 0]])
     assert clip.terminated[0].tolist() == [False, False, True, False, False]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.worlds import CODES, HEIGHT, SPACES, WIDTH, WINDOW, make_actions, make_frames, make_world
 
-from tests.unit.test_world import CODES, HEIGHT, SPACES, WIDTH, WINDOW, make_actions, make_frames, make_world
 from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.errors import UsageError

@@ -19,54 +19,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from support import programs
+from support.episodes import SPACES, assert_same, fill, make_episode, make_meta
 
 from worldvq.config.env import EnvConfig
 from worldvq.data import compression
-from worldvq.data.episodes import DatasetMeta, EpisodeStore, write_episode
+from worldvq.data.episodes import EpisodeStore, write_episode
 from worldvq.errors import CorruptFileError, RunError, UsageError
 from worldvq.files.reading import seal
-from worldvq.types import ActionSpace, Episode
-
-SPACES = {
-    "discrete": ActionSpace("discrete", (5,)),
-    "multi_discrete": ActionSpace("multi_discrete", (3, 2)),
-    "box": ActionSpace("box", low=(-1.0, float("-inf")), high=(1.0, float("inf"))),
-}
-
-
-def make_meta(kind: str = "discrete", size: tuple[int, int] = (6, 8), **changes) -> DatasetMeta:
-    settings = {"policy": "random", "heldout_every": 3, "versions": {"worldvq": "0"}} | changes
-    return DatasetMeta(env=EnvConfig(), action_space=SPACES[kind].to_json(), frame_size=size, **settings)
-
-
-def make_episode(seed: int = 0, steps: int = 20, kind: str = "discrete", size=(6, 8), **ending) -> Episode:
-    rng, space = np.random.default_rng(seed), SPACES[kind]
-    actions = rng.integers(0, 2, (steps, *space.shape)) if kind != "box" else rng.normal(size=(steps, 2))
-    return Episode(
-        frames=rng.integers(0, 256, (steps + 1, *size, 3), np.uint8),
-        actions=actions.astype(space.dtype),
-        rewards=rng.normal(size=steps).astype(np.float32),
-        seed=seed,
-        meta={"level": seed, "name": "ä"},
-        **({"terminated": False, "truncated": True} | ending),
-    )
-
-
-def fill(path: Path, num_episodes: int = 4, **changes) -> EpisodeStore:
-    """Record some episodes and open the store for reading."""
-    with EpisodeStore.create(path, make_meta(**changes)) as store:
-        for number in range(num_episodes):
-            store.commit(number, make_episode(number))
-    return EpisodeStore.open(path)
-
-
-def assert_same(one: Episode, other: Episode) -> None:
-    for name in ("frames", "actions", "rewards"):
-        a, b = getattr(one, name), getattr(other, name)
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-    for name in ("terminated", "truncated", "interrupted", "seed", "meta"):
-        assert getattr(one, name) == getattr(other, name)
+from worldvq.types import Episode
 
 
 @settings(max_examples=25, deadline=None)
@@ -200,25 +161,23 @@ def test_killed_before_the_description_was_written(tmp_path):
 
 
 KILLED = """
-import sys
-sys.path[:0] = {paths!r}
-from test_episodes import EpisodeStore, make_episode, make_meta
-store = EpisodeStore.create({folder!r}, make_meta())
-for number in range(10_000):
+import itertools, sys
+from support.episodes import EpisodeStore, make_episode, make_meta
+store = EpisodeStore.create(sys.argv[1], make_meta())
+for number in itertools.count():
     store.commit(number, make_episode(number))
     print(number, flush=True)
 """
 
 
 def test_everything_committed_survives_a_kill(tmp_path):
-    folder, here = tmp_path / "d", Path(__file__).resolve()
-    program = KILLED.format(paths=[str(here.parent), str(here.parents[2])], folder=str(folder))
-    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    folder, command = tmp_path / "d", [sys.executable, "-c", KILLED, str(tmp_path / "d")]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=programs.environment())
     assert child.stdout is not None
     seen = [int(child.stdout.readline()) for _ in range(12)]
     with pytest.raises(RunError, match=f"process {child.pid} on .* is writing"):
         EpisodeStore.create(folder, make_meta())
-    time.sleep(0.003)
+    time.sleep(0.003)  # at some moment of a commit
     child.send_signal(signal.SIGKILL)
     seen += [int(line) for line in child.stdout if line.endswith("\n")]
     child.wait()

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from support.episodes import write
 
-from worldvq.config.env import EnvConfig
 from worldvq.data.clips import heldout_clips, read_clips
-from worldvq.data.episodes import DatasetMeta, EpisodeStore
+from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import UsageError
 from worldvq.evaluation import metrics
 from worldvq.evaluation.config import EvaluateConfig
@@ -70,22 +70,14 @@ class ToyWorld:
 
 
 def record(path, space=SPACE, size=SIZE, num_episodes=8):
-    meta = DatasetMeta(
-        env=EnvConfig(id="Toy-v0", size=(size, size)),
-        action_space=space.to_json(),
-        frame_size=(size, size),
-        policy="random",
-        heldout_every=2,
-    )
-    rng = np.random.default_rng(0)
-    with EpisodeStore.create(path, meta) as store:
-        for number in range(num_episodes):
-            actions = rng.integers(0, 3, 20)
-            positions = np.concatenate([[number], number + np.cumsum(actions - 1)])
-            frames = np.stack([draw(p) for p in positions])[:, :size, :size]
-            rewards = (actions == 2).astype(np.float32)
-            store.commit(number, Episode(frames, actions, rewards, terminated=True, truncated=False))
-    return path
+    rng, episodes = np.random.default_rng(0), []
+    for number in range(num_episodes):
+        actions = rng.integers(0, 3, 20)
+        positions = np.concatenate([[number], number + np.cumsum(actions - 1)])
+        frames = np.stack([draw(p) for p in positions])[:, :size, :size]
+        rewards = (actions == 2).astype(np.float32)
+        episodes.append(Episode(frames, actions, rewards, terminated=True, truncated=False))
+    return write(path, space, episodes).path
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from support.batches import Batches
+from support.tokenizers import make_tokenizer
 from support.training import finish, start
-from unit.test_train import SMALL, Batches
 
 from worldvq.files.weights import read_tensors, save_module
 from worldvq.models.config import TokenizerLossConfig
 from worldvq.models.losses import tokenizer_loss
-from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.tokenizer_losses import make_tokenizer_loss
 from worldvq.nn.config import QuantizerConfig
 from worldvq.training.config import TrainConfig
@@ -44,9 +44,7 @@ class Short(Batches):
 
 def network(options, revive_after=2):
     """Few codes for some 250 vectors: that one is drawn twice, for two codes that are nearest in turns, is unlikely."""
-    torch.manual_seed(1)
-    quantizer = QuantizerConfig(num_codes=16, code_dim=3, revive_after=revive_after, **options)
-    return Tokenizer(SMALL.model_copy(update={"quantizer": quantizer}))
+    return make_tokenizer(QuantizerConfig(num_codes=16, code_dim=3, revive_after=revive_after, **options))
 
 
 def train(out, accumulate, names=tuple(KINDS), revive_after=2):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.episodes import write
+from support.tokenizers import tokenizer_config
 
-from worldvq.config.env import EnvConfig
 from worldvq.data.clips import heldout_clips
-from worldvq.data.episodes import DatasetMeta, EpisodeStore
+from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import CorruptFileError, RunError, UsageError
-from worldvq.models.config import DynamicsConfig, PriorConfig, TokenizerConfig
+from worldvq.models.config import DynamicsConfig, PriorConfig
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
@@ -151,15 +152,9 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def save_world(folder, space=NAMED, size=SIZE):
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            frame_size=(size, size),
-            width=8,
-            encoder_blocks=0,
-            decoder_blocks=0,
-            quantizer=QuantizerConfig(num_codes=8, code_dim=4),
-        )
-    )
+    quantizer = QuantizerConfig(num_codes=8, code_dim=4)
+    sizes = {"frame_size": (size, size), "downsample": 8, "encoder_blocks": 0, "decoder_blocks": 0}
+    tokenizer = Tokenizer(tokenizer_config(quantizer, **sizes))
     prior = PriorConfig(width=16, num_blocks=1, num_heads=2)
     config = DynamicsConfig(context_frames=3, width=16, num_blocks=1, num_heads=2, prior=prior)
     WorldModel(tokenizer, Dynamics(config, tokenizer.grid, 8, space), {"env_id": "Toy-v0"}).save(folder)
@@ -176,19 +171,11 @@ def folders(tmp_path_factory):
 
 def record(folder, space):
     """Episodes of 9 frames; every second one is held out."""
-    meta = DatasetMeta(
-        env=EnvConfig(id="Toy-v0", size=(SIZE, SIZE)),
-        action_space=space.to_json(),
-        frame_size=(SIZE, SIZE),
-        policy="random",
-        heldout_every=2,
-    )
-    rng = np.random.default_rng(0)
-    with EpisodeStore.create(folder, meta) as store:
-        for number in range(4):
-            frames = rng.integers(0, 256, (9, SIZE, SIZE, 3), np.uint8)
-            actions, rewards = rng.integers(0, 4, 8), np.zeros(8, np.float32)
-            store.commit(number, Episode(frames, actions, rewards, terminated=False, truncated=True))
+    rng, episodes = np.random.default_rng(0), []
+    for _ in range(4):
+        frames = rng.integers(0, 256, (9, SIZE, SIZE, 3), np.uint8)
+        episodes.append(Episode(frames, rng.integers(0, 4, 8), np.zeros(8, np.float32), False, True))
+    write(folder, space, episodes)
 
 
 def run(folders, out, actions="recorded", context=CONTEXT, frames=FRAMES, clips=2, world="world", **sampling):

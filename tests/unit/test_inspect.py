@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from support.episodes import write
 
 from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
@@ -22,17 +23,13 @@ from worldvq.types import ActionSpace, Episode
 def dataset(tmp_path):
     space = ActionSpace("discrete", (2,), names=("left", "right"))
     env = EnvConfig(id="Some/World-v3", kwargs={"level": 7}, size=(16, 20))
-    meta = DatasetMeta(
-        env=env, action_space=space.to_json(), frame_size=(16, 20), policy="held", seed=11, heldout_every=4
-    )
-    with EpisodeStore.create(tmp_path / "d", meta) as store:
-        for number in range(5):
-            steps = 4 + 2 * number
-            frames = np.full((steps + 1, 16, 20, 3), 40 * number, np.uint8)
-            actions = np.arange(steps) % 2
-            rewards = np.full(steps, 0.5, np.float32)
-            store.commit(number, Episode(frames, actions, rewards, terminated=number == 2, truncated=number != 2))
-    return tmp_path / "d"
+    episodes = []
+    for number in range(5):
+        steps = 4 + 2 * number
+        frames = np.full((steps + 1, 16, 20, 3), 40 * number, np.uint8)
+        actions, rewards = np.arange(steps) % 2, np.full(steps, 0.5, np.float32)
+        episodes.append(Episode(frames, actions, rewards, terminated=number == 2, truncated=number != 2))
+    return write(tmp_path / "d", space, episodes, env=env, policy="held", seed=11, heldout_every=4).path
 
 
 def text_of(table) -> str:
@@ -72,10 +69,8 @@ def test_info_of_other_action_kinds(tmp_path):
         ("box", ActionSpace("box", low=(-1.0,), high=(float("inf"),)), "box of 1: [-1, inf]"),
         ("many", ActionSpace("multi_discrete", (3, 2)), "multi-discrete 3 x 2"),
     ):
-        meta = DatasetMeta(env=EnvConfig(), action_space=space.to_json(), frame_size=(4, 4), policy="random")
-        with EpisodeStore.create(tmp_path / name, meta) as store:
-            actions = np.zeros((2, *space.shape), space.dtype)
-            store.commit(0, Episode(np.zeros((3, 4, 4, 3), np.uint8), actions, np.zeros(2, np.float32), True, False))
+        frames, actions = np.zeros((3, 4, 4, 3), np.uint8), np.zeros((2, *space.shape), space.dtype)
+        write(tmp_path / name, space, [Episode(frames, actions, np.zeros(2, np.float32), True, False)])
         assert text in text_of(info(tmp_path / name))
 
 

@@ -5,13 +5,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file, save_file
+from support.tokenizers import make_tokenizer
 from torch.nn.parallel import DistributedDataParallel
 
 from worldvq.config.yaml_loading import build
 from worldvq.errors import UsageError
-from worldvq.models.config import TokenizerConfig
 from worldvq.models.losses import tokenizer_loss
-from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
 from worldvq.nn.quantizer import FiniteScalarQuantizer, make_quantizer
 from worldvq.stages.experiment import ExperimentConfig
@@ -51,17 +50,7 @@ def test_autocast_changes_nothing(options):
 
 @pytest.mark.parametrize("options", VARIANTS)
 def test_a_tokenizer_learns_with_every_quantizer(options):
-    torch.manual_seed(0)
-    model = Tokenizer(
-        TokenizerConfig(
-            frame_size=(16, 16),
-            downsample=4,
-            width=8,
-            encoder_blocks=1,
-            decoder_blocks=1,
-            quantizer=small_config(options),
-        )
-    )
+    model = make_tokenizer(small_config(options))
     optimizer = make_optimizer(model, OptimizerConfig(learning_rate=3e-3))
     shades = torch.randint(0, 256, (16, 1, 4, 4, 3), dtype=torch.uint8)
     frames = shades.repeat_interleave(4, 2).repeat_interleave(4, 3)

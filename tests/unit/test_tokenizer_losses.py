@@ -6,14 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from support.episodes import write
+from support.tokenizers import tokenizer_config
 from torch import nn
 
 from worldvq.config.env import EnvConfig
 from worldvq.data.clips import ClipSampler
-from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.errors import UsageError
 from worldvq.files.weights import hash_module
-from worldvq.models.config import TokenizerConfig, TokenizerLossConfig
+from worldvq.models.config import TokenizerLossConfig
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.losses import tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
@@ -31,14 +32,7 @@ from worldvq.stages.tokenizer import train_tokenizer
 from worldvq.training.config import TrainConfig
 from worldvq.types import ActionSpace, Clip, Episode, frames_to_model
 
-SMALL = TokenizerConfig(
-    frame_size=(16, 16),
-    downsample=4,
-    width=8,
-    encoder_blocks=1,
-    decoder_blocks=1,
-    quantizer=QuantizerConfig(kind="ema", num_codes=16, code_dim=4),
-)
+SMALL = tokenizer_config(QuantizerConfig(kind="ema", num_codes=16, code_dim=4))
 
 
 def clip_of(frames, lengths=None):
@@ -244,19 +238,11 @@ def test_lpips_of_torchmetrics_works_once_torchvision_is_there(monkeypatch):
 
 
 def record_clips(path, episodes=6):
-    meta = DatasetMeta(
-        env=EnvConfig(),
-        action_space=ActionSpace("discrete", (2,)).to_json(),
-        frame_size=(16, 16),
-        policy="random",
-        heldout_every=3,
-        compression="none",
-    )
-    with EpisodeStore.create(path, meta) as store:
-        for number in range(episodes):
-            frames = random_clip(1, 5, seed=number).frames[0].numpy()
-            store.commit(number, Episode(frames, np.zeros(4, np.int64), np.zeros(4, np.float32), False, True))
-    return path
+    played = []
+    for number in range(episodes):
+        frames = random_clip(1, 5, seed=number).frames[0].numpy()
+        played.append(Episode(frames, np.zeros(4, np.int64), np.zeros(4, np.float32), False, True))
+    return write(path, ActionSpace("discrete", (2,)), played, heldout_every=3).path
 
 
 def test_all_terms_train_resume_and_leave_a_plain_tokenizer(tmp_path, monkeypatch):

@@ -1,68 +1,31 @@
 """The training loop: resuming, the schedule, refusals, and two processes against one."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from support import programs
+from support.batches import Batches
+from support.tokenizers import make_tokenizer
 
 from worldvq.errors import CorruptFileError, RunError, UsageError
 from worldvq.files.weights import hash_module, load_module, read_tensors, save_module
-from worldvq.models.config import TokenizerConfig
 from worldvq.models.losses import tokenizer_loss
-from worldvq.models.tokenizer import Tokenizer
-from worldvq.nn.config import QuantizerConfig
 from worldvq.training.checkpoints import Checkpoints
 from worldvq.training.config import OptimizerConfig, TrainConfig
 from worldvq.training.fit import fit
 from worldvq.training.loop import learning_rate
 from worldvq.training.processes import resolve_precision
-from worldvq.types import Clip
-
-SMALL = TokenizerConfig(
-    frame_size=(16, 16),
-    downsample=4,
-    width=8,
-    encoder_blocks=1,
-    decoder_blocks=1,
-    quantizer=QuantizerConfig(kind="ema", num_codes=16, code_dim=4, revive_after=2),
-)
-
-
-class Batches:
-    """Random frames as a function of the step; ranks take slices of the same global batch."""
-
-    def __init__(self, batch_size):
-        self.batch_size = batch_size
-        self.seen = []
-
-    def batch(self, step, rank=0, world=1):
-        frames = np.random.default_rng(step).integers(0, 256, (self.batch_size, 1, 16, 16, 3), dtype=np.uint8)
-        share = self.batch_size // world
-        frames = torch.from_numpy(frames[rank * share : (rank + 1) * share])
-        self.seen.append(step)
-        yes, zeros = torch.ones(share, 1, dtype=torch.bool), torch.zeros(share, 1)
-        return Clip(frames, zeros.long(), zeros, zeros.bool(), yes, yes)
-
-    def ids(self, step):
-        return np.array([(row, step) for row in range(self.batch_size)])
 
 
 def config(**changes):
     return TrainConfig(**{"steps": 6, "batch_size": 8, "log_every": 2, "save_every": 3, **changes})
 
 
-def model():
-    torch.manual_seed(1)
-    return Tokenizer(SMALL)
-
-
 def run(out, **changes):
-    return fit(model(), tokenizer_loss, Batches(8), config(**changes), out, summary="test")
+    return fit(make_tokenizer(), tokenizer_loss, Batches(8), config(**changes), out, summary="test")
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
@@ -75,7 +38,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
             return super().batch(step, rank, world)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(model(), tokenizer_loss, Stop(8), config(), tmp_path / "cut", summary="test")
+        fit(make_tokenizer(), tokenizer_loss, Stop(8), config(), tmp_path / "cut", summary="test")
     assert Checkpoints(tmp_path / "cut" / "checkpoints", 2).steps() == [3]
     resumed = run(tmp_path / "cut")
     assert hash_module(resumed) == hash_module(whole)
@@ -91,7 +54,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 def test_a_finished_run_is_not_trained_again(tmp_path):
     first = hash_module(run(tmp_path))
     batches = Batches(8)
-    again = fit(model(), tokenizer_loss, batches, config(), tmp_path, summary="test")
+    again = fit(make_tokenizer(), tokenizer_loss, batches, config(), tmp_path, summary="test")
     assert hash_module(again) == first and not batches.seen
 
 
@@ -100,7 +63,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
         loss, metrics = tokenizer_loss(network, clip)
         return loss * float("nan"), metrics
 
-    network = model()
+    network = make_tokenizer()
     before = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
     with pytest.raises(RunError, match=r"step 0.*not finite"):
         fit(network, poisoned, Batches(8), config(), tmp_path, summary="test")
@@ -128,8 +91,8 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
-    save_module(tmp_path / "a.safetensors", model())
-    other = Tokenizer(SMALL.model_copy(update={"width": 16}))
+    save_module(tmp_path / "a.safetensors", make_tokenizer())
+    other = make_tokenizer(width=16)
     with pytest.raises(CorruptFileError, match="does not fit"):
         load_module(tmp_path / "a.safetensors", other)
     (tmp_path / "b.safetensors").write_bytes(b"nonsense")
@@ -146,7 +109,7 @@ def test_the_schedule_warms_up_holds_and_falls_to_zero():
 
 def test_two_processes_train_as_one(tmp_path):
     """Same global batches, codebook statistics summed over processes: equal within float tolerance."""
-    script = Path(__file__).resolve().parents[1] / "support" / "two_processes.py"
+    script = programs.ROOT / "tests/support/two_processes.py"
     outcomes = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
@@ -154,7 +117,7 @@ def test_two_processes_train_as_one(tmp_path):
         launch += [f"--num_processes={processes}", "--num_cpu_threads_per_process=1", "--dynamo_backend=no"]
         # On CPUs `accelerate launch` starts several processes only through its "multi GPU" (torchrun) launcher.
         launch += ["--multi_gpu", "--main_process_port=0"] if processes > 1 else ["--cpu"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        environment = programs.environment(OMP_NUM_THREADS=1, ACCELERATE_USE_CPU="true")
         done = subprocess.run(
             [*launch, str(script), str(out)], capture_output=True, text=True, timeout=240, env=environment, check=False
         )
@@ -180,6 +143,6 @@ def test_auto_precision_is_bf16_only_where_the_device_multiplies_in_it(monkeypat
 def test_stages_of_one_process_may_differ_in_precision_and_what_is_trained_is_fp32(tmp_path):
     for number, precision in enumerate(("bf16", "no", "bf16")):
         settings = TrainConfig(steps=2, batch_size=4, precision=precision)
-        trained = fit(model(), tokenizer_loss, Batches(4), settings, tmp_path / str(number), summary="tiny")
+        trained = fit(make_tokenizer(), tokenizer_loss, Batches(4), settings, tmp_path / str(number), summary="tiny")
         with torch.no_grad():
             assert trained(torch.randn(1, 3, 16, 16)).frames.dtype == torch.float32

@@ -5,55 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.worlds import CODES, HEIGHT, SPACES, WIDTH, WINDOW, make_actions, make_frames, make_world
 
 from worldvq.errors import CorruptFileError, RunError, UsageError
 from worldvq.files.reading import read_sealed, seal
-from worldvq.models.config import DynamicsConfig, PriorConfig, TokenizerConfig
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import load_tokenizer, save_tokenizer
-from worldvq.models.tokenizer import Tokenizer
-from worldvq.nn.config import QuantizerConfig
-from worldvq.types import ActionSpace, TokenClip
+from worldvq.types import TokenClip
 from worldvq.world.engine import resolve_device
 from worldvq.world.model import WorldModel
 
-SPACES = {
-    "discrete": ActionSpace("discrete", nvec=(3,), names=("left", "stay", "right")),
-    "multi_discrete": ActionSpace("multi_discrete", nvec=(3, 2)),
-    "box": ActionSpace("box", low=(-1.0, -1.0), high=(1.0, float("inf"))),
-}
-HEIGHT, WIDTH, CODES, WINDOW = 16, 24, 11, 3
 FILES = ("tokenizer.safetensors", "dynamics.safetensors")
-
-
-def make_world(kind="discrete", num_blocks=2, prior="transformer"):
-    torch.manual_seed(0)
-    size = TokenizerConfig(
-        frame_size=(HEIGHT, WIDTH),
-        width=8,
-        encoder_blocks=1,
-        decoder_blocks=1,
-        quantizer=QuantizerConfig(num_codes=CODES, code_dim=4),
-    )
-    inner = PriorConfig(kind=prior, width=16, num_blocks=1, num_heads=2)
-    config = DynamicsConfig(context_frames=WINDOW, width=16, num_blocks=num_blocks, num_heads=2, prior=inner)
-    tokenizer = Tokenizer(size)
-    dynamics = Dynamics(config, tokenizer.grid, CODES, SPACES[kind])
-    for module in (tokenizer, dynamics):
-        for parameter in module.parameters():  # nothing may be hidden by zero-initialised branches
-            torch.nn.init.normal_(parameter, std=0.4)
-    return WorldModel(tokenizer, dynamics, {"env_id": "Toy-v0"})
-
-
-def make_frames(batch, steps):
-    return torch.randint(256, (batch, steps, HEIGHT, WIDTH, 3), dtype=torch.uint8)
-
-
-def make_actions(kind, batch, steps):
-    if kind == "box":
-        return torch.rand(batch, steps, 2) * 2 - 1
-    factors = [torch.randint(n, (batch, steps)) for n in SPACES[kind].nvec]
-    return factors[0] if kind == "discrete" else torch.stack(factors, -1)
 
 
 @pytest.fixture(scope="module")
