@@ -109,3 +109,14 @@ def test_models_know_no_trainer_logger_or_pickle():
         assert "pickle" not in targets, name
         if within(name, ("worldvq.nn", "worldvq.models", "worldvq.world")):
             assert not targets & {"accelerate", "rich", "logging"}, name
+
+
+def test_tests_share_through_support_alone():
+    """So that a file of tests can be renamed, split or run alone."""
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for target in imports(path):
+            first, *rest = target.split(".")
+            if any(part.startswith("test_") or part in ("conftest", "unit", "tests") for part in (first, *rest[:1])):
+                wrong.append(f"{path.relative_to(ROOT)} imports {target}")
+    assert not wrong, wrong
