@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from compare_tokenizers import NUM_SHOWN, publish, rebuild
-from race import Entrant, race
+from race import Entrant, place, race
 from torch import Tensor
 
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
@@ -30,8 +30,6 @@ from worldvq.evaluation.regions import small_region_recall
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.tokenizer_losses import make_tokenizer_loss
 from worldvq.stages.experiment import ExperimentConfig, load_config, override
-from worldvq.training.processes import resolve_precision
-from worldvq.world.engine import resolve_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +53,7 @@ def in_pairs(config: ExperimentConfig) -> ExperimentConfig:
     return override(config, {"tokenizer_training.clip_frames": frames, "tokenizer_training.batch_size": clips})
 
 
-def enter(
-    config: ExperimentConfig, weight: float, store: EpisodeStore, device: torch.device
-) -> tuple[Tokenizer, Entrant]:
+def enter(config: ExperimentConfig, weight: float, store: EpisodeStore) -> tuple[Tokenizer, Entrant]:
     """A new tokenizer, with this weight of the motion term."""
     training = config.tokenizer_training
     torch.manual_seed(training.seed)
@@ -65,7 +61,7 @@ def enter(
     losses = config.tokenizer_loss.model_copy(update={"motion": weight})
     model, loss_function = make_tokenizer_loss(tokenizer, losses)
     batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
-    return tokenizer, Entrant(model.to(device), loss_function, batches, training)
+    return tokenizer, Entrant(model, loss_function, batches, training)
 
 
 def measure(weight: float, clips: Tensor, rebuilt: Tensor, entrant: Entrant) -> Result:
@@ -104,11 +100,10 @@ def main() -> None:
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 1.0], help="of tokenizer_loss.motion")
     parser.add_argument("--out", type=Path, required=True, help="folder for the table and the picture")
     parser.add_argument("--frames", type=int, default=2048, help="held-out frames to measure on")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("override", nargs="*", help="key.path=value")
     arguments = parser.parse_args()
     config = in_pairs(load_config(arguments.config, arguments.override))
-    device, training = resolve_device(arguments.device), config.tokenizer_training
+    training = config.tokenizer_training
     with EpisodeStore.open(arguments.data) as store:
         if store.meta.frame_size != config.tokenizer.frame_size:
             parser.error(f"--data holds frames of {store.meta.frame_size}, not {config.tokenizer.frame_size}")
@@ -117,16 +112,15 @@ def main() -> None:
         real, shown = clips[:, 1], worth_showing(clips)
         about = (
             f"{store.meta.env.id}, {config.tokenizer.grid[0]}x{config.tokenizer.grid[1]} tokens a frame, "
-            f"{arguments.seconds:g} s of training each on {device} ({torch.get_num_threads()} threads, precision "
-            f"{resolve_precision(training.precision, device).replace('no', 'fp32')}), {len(real)} held-out frames."
+            f"{arguments.seconds:g} s of training each on {place(training)}, {len(real)} held-out frames."
         )
         print(about, flush=True)
-        runs = {weight: enter(config, weight, store, device) for weight in arguments.weights}
+        runs = {weight: enter(config, weight, store) for weight in arguments.weights}
         race({f"{weight:g}": entrant for weight, (_, entrant) in runs.items()}, arguments.seconds)
     results: list[Result] = []
     rows = {"real": real[shown]}
     for weight, (tokenizer, entrant) in runs.items():
-        _, rebuilt = rebuild(tokenizer, real, device)
+        _, rebuilt = rebuild(tokenizer, real)
         results.append(measure(weight, clips, rebuilt, entrant))
         rows[f"motion {weight:g}"] = rebuilt[shown]
     publish(arguments.out, about, config, results, table(results, about), rows)

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from bench import CONTEXT, dream_inputs
-from race import Entrant, race
+from race import Entrant, place, race
 
 from worldvq.data.clips import ClipSampler
 from worldvq.data.tokens import TokenStore
@@ -29,7 +29,6 @@ from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.losses import dynamics_loss
 from worldvq.stages.experiment import ExperimentConfig, load_config, override
-from worldvq.world.engine import resolve_device
 from worldvq.world.model import WorldModel
 
 PRIORS: dict[str, dict[str, Any]] = {
@@ -52,7 +51,7 @@ def dreams_per_second(world: WorldModel, method: str, data: Path) -> float:
     return STEPS / (time.perf_counter() - begun)
 
 
-def train(config: ExperimentConfig, root: Path, seconds: float, device: torch.device) -> dict[str, Entrant]:
+def train(config: ExperimentConfig, root: Path, seconds: float) -> dict[str, Entrant]:
     """Train a dynamics model with each prior."""
     store = TokenStore.open(root / "tokens")
     tokenizer = load_tokenizer(root / "tokenizer")
@@ -67,7 +66,7 @@ def train(config: ExperimentConfig, root: Path, seconds: float, device: torch.de
         model = Dynamics(varied.dynamics, store.meta.grid, store.meta.num_codes, store.action_space)
         model.initialize_embeddings(codebook)
         batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
-        entrants[name] = Entrant(model.to(device), dynamics_loss, batches, training)
+        entrants[name] = Entrant(model, dynamics_loss, batches, training)
     race(entrants, seconds)
     return entrants
 
@@ -80,13 +79,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="training time of each prior")
     parser.add_argument("--clips", type=int, default=128, help="held-out clips to evaluate on")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="auto")
     parser.add_argument("override", nargs="*", help="key.path=value")
     arguments = parser.parse_args()
-    config, device = load_config(arguments.config, arguments.override), resolve_device(arguments.device)
-    entrants = train(config, arguments.root, arguments.seconds, device)
+    config = load_config(arguments.config, arguments.override)
+    entrants = train(config, arguments.root, arguments.seconds)
     lines = [
-        f"{arguments.config}: {arguments.seconds:g} s of training each on {device}, {torch.get_num_threads()} threads.",
+        f"{arguments.config}: {arguments.seconds:g} s of training each on {place(config.dynamics_training)}.",
         "",
         "| prior | parameters | frames/s in training | nats/token | imagined over copy last (dB) | "
         "passes/frame | tokens of frames/s, predictive | sequential |",
@@ -95,7 +93,8 @@ def main() -> None:
     data = arguments.root / "data"
     for name, entrant in entrants.items():
         sampling = config.evaluate.sampling.model_dump()
-        tokenizer, dynamics = load_tokenizer(arguments.root / "tokenizer", device), cast(Dynamics, entrant.model)
+        dynamics = cast(Dynamics, entrant.model)
+        tokenizer = load_tokenizer(arguments.root / "tokenizer", next(dynamics.parameters()).device)
         world = WorldModel(tokenizer, dynamics, {"sampling": sampling})
         protocol = EvaluateConfig(clips=arguments.clips, sampling=config.evaluate.sampling)
         report = evaluate(world, data, arguments.out / name, protocol)

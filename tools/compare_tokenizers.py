@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from race import Entrant, race
+from race import Entrant, place, race
 from torch import Tensor
 
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
@@ -31,9 +31,7 @@ from worldvq.models.losses import tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
 from worldvq.stages.experiment import ExperimentConfig, load_config
-from worldvq.training.processes import resolve_precision
 from worldvq.types import frames_from_model, frames_to_model
-from worldvq.world.engine import resolve_device
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "ema": {"kind": "ema"},
@@ -69,19 +67,20 @@ def quantizer_config(base: QuantizerConfig, options: dict[str, Any]) -> Quantize
     return QuantizerConfig(**base.model_dump(include=shared[options["kind"]]), **options)
 
 
-def enter(config: ExperimentConfig, options: dict[str, Any], store: EpisodeStore, device: torch.device) -> Entrant:
+def enter(config: ExperimentConfig, options: dict[str, Any], store: EpisodeStore) -> Entrant:
     """A new tokenizer with a variant's quantizer."""
     training = config.tokenizer_training
     quantizer = quantizer_config(config.tokenizer.quantizer, options)
     torch.manual_seed(training.seed)
-    model = Tokenizer(config.tokenizer.model_copy(update={"quantizer": quantizer})).to(device)
+    model = Tokenizer(config.tokenizer.model_copy(update={"quantizer": quantizer}))
     batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
     return Entrant(model, tokenizer_loss, batches, training)
 
 
 @torch.inference_mode()
-def rebuild(model: Tokenizer, frames: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+def rebuild(model: Tokenizer, frames: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens (N, h, w) of frames (N, H, W, 3) uint8, and the frames made from them."""
+    device = next(model.parameters()).device
     tokens = [model.encode(frames_to_model(part.to(device))) for part in frames.split(BATCH)]
     rebuilt = [frames_from_model(model.decode(part)).cpu() for part in tokens]
     return torch.cat(tokens).cpu(), torch.cat(rebuilt)
@@ -145,13 +144,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the table and the picture")
     parser.add_argument("--only", default=",".join(VARIANTS), help="variants, with commas (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=2048, help="held-out frames to measure on")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("override", nargs="*", help="key.path=value")
     arguments = parser.parse_args()
     names = arguments.only.split(",")
     if unknown := [name for name in names if name not in VARIANTS]:
         parser.error(f"--only {unknown[0]}: there are {', '.join(VARIANTS)}")
-    config, device = load_config(arguments.config, arguments.override), resolve_device(arguments.device)
+    config = load_config(arguments.config, arguments.override)
     training = config.tokenizer_training
     with EpisodeStore.open(arguments.data) as store:
         if store.meta.frame_size != config.tokenizer.frame_size:
@@ -160,18 +158,17 @@ def main() -> None:
         real = read_clips(store, ids, 1).frames[:, 0]  # (N, H, W, 3)
         about = (
             f"{store.meta.env.id}, {config.tokenizer.grid[0]}x{config.tokenizer.grid[1]} tokens a frame, "
-            f"{arguments.seconds:g} s of training each on {device} ({torch.get_num_threads()} threads, precision "
-            f"{resolve_precision(training.precision, device).replace('no', 'fp32')}), {len(real)} held-out frames."
+            f"{arguments.seconds:g} s of training each on {place(training)}, {len(real)} held-out frames."
         )
         print(about, flush=True)
-        entrants = {name: enter(config, VARIANTS[name], store, device) for name in names}
+        entrants = {name: enter(config, VARIANTS[name], store) for name in names}
         race(entrants, arguments.seconds)
     shown = np.linspace(0, len(real) - 1, min(NUM_SHOWN, len(real))).round().astype(int)
     results: list[Result] = []
     rows = {"real": real[shown]}
     for name, entrant in entrants.items():
         tokenizer = cast(Tokenizer, entrant.model)
-        tokens, rebuilt = rebuild(tokenizer, real, device)
+        tokens, rebuilt = rebuild(tokenizer, real)
         rates = {"images_per_second": entrant.frames_per_second, "steps": entrant.steps}
         results.append(measure(name, tokenizer, real, tokens, rebuilt, **rates))
         rows[name] = rebuilt[shown]

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
 
 import torch
 from torch import nn
 
-from worldvq.training.config import OptimizerConfig, TrainConfig
-from worldvq.training.loop import Batches, LossFunction
+from worldvq.training.config import TrainConfig
+from worldvq.training.loop import Batches, Loop, LossFunction
 from worldvq.training.optimizers import make_optimizer
-from worldvq.training.processes import resolve_precision
+from worldvq.training.processes import make_accelerator
 
 TURN = 3.0  # seconds
-PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16}
-
-
-def learning_rate(step: int, fraction: float, config: OptimizerConfig) -> float:
-    """Linear warm-up by steps, then linear to zero over the last ``decay_fraction`` of the time."""
-    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * min(warmup, (1 - fraction) / max(config.decay_fraction, 1e-9))
 
 
 @dataclasses.dataclass
 class Entrant:
-    """A model in training.
+    """A model in training: the steps of :func:`worldvq.training.fit.fit`, as many as there is time for.
 
     Attributes:
         model: Trained in place, in eval mode afterwards.
@@ -44,13 +36,11 @@ class Entrant:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        """Make the optimizer, and one pass that is not timed."""
-        self.optimizer = make_optimizer(self.model, self.config.optimizer)
-        self.device = next(self.model.parameters()).device
-        self.dtype = PRECISIONS[resolve_precision(self.config.precision, self.device)]
-        self.loss_function(self.model.eval(), self.batches.batch(0).to(self.device))[0].backward()
-        self.optimizer.zero_grad()
-        self.model.train()
+        """Get ready; two passes that are not timed."""
+        accelerator = make_accelerator(self.config.precision)
+        wrapped, optimizer = accelerator.prepare(self.model, make_optimizer(self.model, self.config.optimizer))
+        self._loop = Loop(accelerator, wrapped, self.model, optimizer, self.loss_function, self.batches, self.config)
+        self._loop.time_step()
 
     @property
     def frames_per_second(self) -> float:
@@ -61,22 +51,21 @@ class Entrant:
         """Train for a turn, of a budget of so many seconds in all."""
         begun = time.monotonic()
         while (spent := time.monotonic() - begun) < TURN and self.seconds + spent < budget:
-            self._update((self.seconds + spent) / budget)
+            self._loop.update(self.steps, done=(self.seconds + spent) / budget)
+            self.steps += 1
         self.seconds += time.monotonic() - begun
 
-    def _update(self, fraction: float) -> None:
-        torch.manual_seed((self.config.seed << 32) + self.steps)  # as worldvq.training.fit does
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.steps, fraction, self.config.optimizer)
-        clip: Any = self.batches.batch(self.steps).to(self.device)
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            loss, _ = self.loss_function(self.model, clip)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm, error_if_nonfinite=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.steps += 1
-        loss.item()  # waits for the device, so that the clock tells the truth
+    def finish(self) -> None:
+        """Take autocast off, as :func:`worldvq.training.fit.fit` does."""
+        self._loop.accelerator.unwrap_model(self._loop.model, keep_fp32_wrapper=False)
+        self.model.eval()
+
+
+def place(config: TrainConfig) -> str:
+    """Where and how precisely `fit` would train it; ACCELERATE_USE_CPU=1 keeps it off a GPU."""
+    accelerator = make_accelerator(config.precision)
+    precision = accelerator.mixed_precision.replace("no", "fp32")
+    return f"{accelerator.device} ({torch.get_num_threads()} threads, precision {precision})"
 
 
 def race(entrants: dict[str, Entrant], seconds: float) -> None:
@@ -90,4 +79,4 @@ def race(entrants: dict[str, Entrant], seconds: float) -> None:
             done = min(entrant.seconds for entrant in entrants.values())
             print(f"{done:.0f} of {seconds:.0f} s each", flush=True)
     for entrant in entrants.values():
-        entrant.model.eval()
+        entrant.finish()

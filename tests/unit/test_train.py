@@ -16,8 +16,9 @@ from worldvq.models.losses import tokenizer_loss
 from worldvq.training.checkpoints import Checkpoints
 from worldvq.training.config import OptimizerConfig, TrainConfig
 from worldvq.training.fit import fit
-from worldvq.training.loop import learning_rate
-from worldvq.training.processes import resolve_precision
+from worldvq.training.loop import Loop, learning_rate
+from worldvq.training.optimizers import make_optimizer
+from worldvq.training.processes import make_accelerator, resolve_precision
 
 
 def config(**changes):
@@ -102,9 +103,21 @@ def test_weights_of_another_model_are_refused(tmp_path):
 
 def test_the_schedule_warms_up_holds_and_falls_to_zero():
     settings = OptimizerConfig(learning_rate=1.0, warmup_steps=10, decay_fraction=0.5)
-    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    rates = [learning_rate(step, step / 100, settings) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[49] == 1.0
     assert rates[75] == pytest.approx(0.5) and 0 < rates[99] < 0.03
+
+
+def test_the_schedule_may_follow_time_instead_of_steps():
+    """As tools/race.py has it: the first of six steps, at the end of its time."""
+    net, accelerator = make_tokenizer(), make_accelerator("no")
+    wrapped, optimizer = accelerator.prepare(net, make_optimizer(net, OptimizerConfig()))
+    loop = Loop(accelerator, wrapped, net, optimizer, tokenizer_loss, Batches(8), config())
+    before = {name: value.clone() for name, value in net.named_parameters()}
+    loop.update(0, done=1.0)
+    assert all(torch.equal(value, before[name]) for name, value in net.named_parameters())
+    loop.update(0)
+    assert not any(torch.equal(value, before[name]) for name, value in net.named_parameters() if value.ndim > 1)
 
 
 def test_two_processes_train_as_one(tmp_path):

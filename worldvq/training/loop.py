@@ -38,11 +38,16 @@ class Batches(Protocol):
         ...
 
 
-def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Rate of an update: linear warm-up, constant, then linear to zero over the last ``decay_fraction`` of the run."""
+def learning_rate(step: int, done: float, config: OptimizerConfig) -> float:
+    """Rate of an update: linear warm-up, constant, then linear to zero over the last ``decay_fraction`` of the run.
+
+    Args:
+        step: Updates before it.
+        done: Fraction of the run that is over, in steps or in time.
+        config: The optimizer.
+    """
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    decay_steps = max(1.0, config.decay_fraction * steps)
-    return config.learning_rate * min(warmup, 1.0, (steps - step) / decay_steps)
+    return config.learning_rate * min(warmup, 1.0, (1 - done) / max(config.decay_fraction, 1e-9))
 
 
 @dataclasses.dataclass
@@ -105,11 +110,16 @@ class Loop:
         if self.accelerator.is_fsdp2:
             self.plain.load_state_dict(take(0, self.model, self.optimizer.optimizer).model)
 
-    def update(self, step: int, signum: int) -> tuple[dict[str, Tensor], int]:
+    def update(self, step: int, signum: int = 0, done: float | None = None) -> tuple[dict[str, Tensor], int]:
         """One optimizer update on the global batch of ``step``.
 
+        Args:
+            step: Updates before it.
+            signum: The signal that came to this process, or 0.
+            done: Fraction of the run that is over, for the learning rate; that of its steps if None.
+
         Returns:
-            Scalars to log, and the signal that came to any process (here: ``signum``), or 0.
+            Scalars to log, and the signal that came to any process, or 0.
 
         Raises:
             RunError: Loss or gradient is not finite on some process; model and optimizer are as before.
@@ -117,7 +127,7 @@ class Loop:
         accelerator = self.accelerator
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.config.steps, self.config.optimizer)
+            group["lr"] = learning_rate(step, step / self.config.steps if done is None else done, self.config.optimizer)
         written = _written_by_a_step(self.model)
         before = [tensor.detach().clone() for tensor in written]
         seed = (self.config.seed << 32) + step  # equal on all processes, and a function of the step alone
@@ -200,7 +210,7 @@ class Loop:
         if log:
             rate = len(window) * config.batch_size / seconds
             row = dict(zip(window[0], means.tolist(), strict=True))
-            row["learning_rate"] = learning_rate(step - 1, config.steps, config.optimizer)
+            row["learning_rate"] = learning_rate(step - 1, (step - 1) / config.steps, config.optimizer)
             row["clips_per_second"] = rate
             log.write({"step": step, **row}, (config.steps - step) * config.batch_size / rate)
 
