@@ -98,6 +98,7 @@ MISTAKES = [
     (f"{IMAGINE} --actions jump", 2, ["'jump'", "a, b, c"]),
     (f"{IMAGINE} --actions none.npy", 2, ["none.npy"]),
     (f"{IMAGINE} --seed -1", 2, ["--seed"]),
+    (f"{IMAGINE} --seed {2**128}", 2, ["--seed"]),
     (f"{IMAGINE} --top-p 2 --frames 2", 2, ["top_p", "2"]),
     (f"{IMAGINE}.xyz --frames 2", 2, ["new.mp4.xyz", ".webm"]),
     ("evaluate --world none --data data --out new", 2, ["none"]),

@@ -51,6 +51,7 @@ def test_overrides_reach_nested_keys():
         (["tokenizer.width"], ["key.path=value"]),
         (["tokenizer.width.deep=1"], ["width"]),
         (["env.size=[70, 64]"], ["70"]),
+        (["tokenizer_training.seed=4294967296"], ["tokenizer_training.seed", "less than 4294967296"]),
         (["dynamics.prior.kind=pixelcn"], ["kind", "pixelcn"]),
     ],
 )

@@ -52,6 +52,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert {"loss", "psnr", "perplexity", "learning_rate", "clips_per_second", "seconds"} <= rows[-1].keys()
 
 
+def test_the_largest_seed_trains(tmp_path):
+    run(tmp_path, steps=2, seed=2**32 - 1)
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     first = hash_module(run(tmp_path))
     batches = Batches(8)

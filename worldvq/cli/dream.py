@@ -30,7 +30,7 @@ def imagine_command(
         ),
     ] = "recorded",
     clips: Annotated[int, typer.Option(min=1, help="Contexts, one row each.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Of the contexts and of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the contexts and of the sampling.")] = 0,
     temperature: TemperatureOption = None,
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
     top_p: Annotated[float | None, typer.Option()] = None,

@@ -35,7 +35,8 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     """``auto`` is bf16 where the GPU or the CPU computes in it, and fp32 elsewhere."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of 32 bits: with the step it makes the 64 of torch's seeds."""
     log_every: PositiveInt = 50
     picture_every: PositiveInt = 1000
     save_every: PositiveInt = 1000
