@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from worldvq.nn.matrix import Matrix
 from worldvq.training.checkpoints import Checkpoints
 from worldvq.training.config import OptimizerConfig
 from worldvq.training.optimizers import make_optimizer
@@ -15,7 +16,7 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.embed = nn.Embedding(7, 8)
-        self.hidden = nn.Linear(8, 8, bias=False)
+        self.hidden = Matrix(8, 8)
         self.head = nn.Linear(8, 7)
 
     def forward(self, x):

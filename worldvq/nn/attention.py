@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldvq.nn.matrix import Matrix
+
 
 def rotary_angles(positions: Tensor, head_dim: int, base: float = 100.0) -> Tensor:
     """Angles of rotary position embedding (Su et al. 2021, eq. 15).
@@ -52,8 +54,8 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = width // num_heads
         self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.qkv = Matrix(width, 3 * width)
+        self.out = Matrix(width, width)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k, v (..., heads, N, head_dim) of x (..., N, width)."""
@@ -91,9 +93,9 @@ class FeedForward(nn.Sequential):
     def __init__(self, width: int):
         super().__init__(
             nn.LayerNorm(width),
-            nn.Linear(width, 4 * width, bias=False),
+            Matrix(width, 4 * width),
             nn.ReLU(),
-            nn.Linear(4 * width, width, bias=False),
+            Matrix(4 * width, width),
         )
 
 

@@ -8,28 +8,29 @@ import torch
 from torch import nn
 
 from worldvq.nn.conv import Convolution
+from worldvq.nn.matrix import Matrix
 from worldvq.training.config import OptimizerConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Return AdamW over all parameters, or Muon over the hidden matrices with AdamW over the rest.
 
-    Weight decay is on matrices only: not on embeddings, gains and biases.
+    Weight decay is on the weights of linear layers and convolutions only: not on tables (of embeddings, of positions),
+    gains and biases.
     """
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    # Linear layers of attention and feed-forward have no bias; what reads the input or writes the output has one.
-    layers = [m for m in model.modules() if isinstance(m, Convolution) or (isinstance(m, nn.Linear) and m.bias is None)]
-    hidden = {id(m.weight): m.weight for m in layers} if config.kind == "muon" else {}
-    others = [p for p in model.parameters() if id(p) not in hidden]
+    weights = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | Convolution)}
+    inner = {id(m.weight) for m in model.modules() if isinstance(m, Matrix | Convolution)}
+    hidden = [p for p in model.parameters() if id(p) in inner and config.kind == "muon"]
+    others = [p for p in model.parameters() if id(p) not in inner or config.kind != "muon"]
     groups = [
-        {"params": [p for p in others if p.ndim >= 2 and id(p) not in tables], "weight_decay": config.weight_decay},
-        {"params": [p for p in others if p.ndim < 2 or id(p) in tables], "weight_decay": 0.0},
+        {"params": [p for p in others if id(p) in weights], "weight_decay": config.weight_decay},
+        {"params": [p for p in others if id(p) not in weights], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
     if not hidden:
         return adamw
     muon = torch.optim.Muon(
-        list(hidden.values()),
+        hidden,
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         adjust_lr_fn="match_rms_adamw",  # so that one rate suits both (Liu et al. 2025, eq. 4)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from worldvq.models.config import PriorConfig
 from worldvq.models.priors.contract import GridCache, Prior
+from worldvq.nn.matrix import Matrix
 
 
 def gate(features: Tensor) -> Tensor:
@@ -39,11 +40,11 @@ class GatedLayer(nn.Module):
         super().__init__()
         self.taps = taps = 1 if mask == "A" else 2
         # The convolutions' weights are kept as matrices, taps in raster order: what optimizers for matrices work on.
-        self.vertical = nn.Linear(taps * 3 * width, 2 * width, bias=False)
-        self.horizontal = nn.Linear(taps * width, 2 * width, bias=False)
-        self.link = nn.Linear(2 * width, 2 * width, bias=False)
-        self.condition = nn.Linear(width, 4 * width, bias=False)  # V of eq. 4, of the vertical and the horizontal stack
-        self.out = nn.Linear(width, 2 * width, bias=False)
+        self.vertical = Matrix(taps * 3 * width, 2 * width)
+        self.horizontal = Matrix(taps * width, 2 * width)
+        self.link = Matrix(2 * width, 2 * width)
+        self.condition = Matrix(width, 4 * width)  # V of eq. 4, of the vertical and the horizontal stack
+        self.out = Matrix(width, 2 * width)
         for matrix in (self.vertical, self.horizontal, self.link, self.condition, self.out):
             nn.init.normal_(matrix.weight, std=matrix.in_features**-0.5)  # learns faster than PyTorch's smaller start
         if mask == "B":  # residual branches start at zero; under mask A there is none: the input is what to predict
