@@ -45,7 +45,7 @@ class ActionSpace:
         nvec: Number of choices of each factor; one entry for ``discrete``, empty for ``box``.
         low: Lower bounds of a ``box``, flattened; may be ``-inf``.
         high: Upper bounds of a ``box``, flattened; may be ``inf``.
-        names: Names of the choices of a ``discrete`` space, for drawing; may be empty.
+        names: Names of the choices of a ``discrete`` space, of the factors of another one; may be empty.
     """
 
     kind: Literal["discrete", "multi_discrete", "box"]
@@ -64,8 +64,9 @@ class ActionSpace:
             raise ValueError("a multi_discrete action space needs at least one factor in nvec")
         if self.kind == "box" and (not self.low or len(self.low) != len(self.high)):
             raise ValueError(f"a box action space needs equally many low and high bounds, got {self.low}, {self.high}")
-        if self.names and (self.kind != "discrete" or len(self.names) != self.nvec[0]):
-            raise ValueError(f"{len(self.names)} action names for the {self.kind} actions {self.nvec}")
+        named = self.nvec[0] if self.kind == "discrete" else len(self.nvec) + len(self.low)
+        if self.names and len(self.names) != named:
+            raise ValueError(f"{len(self.names)} action names for the {self.kind} actions {self.nvec or self.shape}")
         if not all(0 < choices <= MAX_CHOICES for choices in self.nvec):
             raise ValueError(f"a factor of an action has 1 to {MAX_CHOICES} choices, got {self.nvec}")
         if any(np.isnan((*self.low, *self.high))):
@@ -87,9 +88,14 @@ class ActionSpace:
             index = int(action)
             return self.names[index] if self.names else str(index)
         values = np.asarray(action).reshape(-1)
-        if self.kind == "multi_discrete":
-            return " ".join(str(int(value)) for value in values)
-        return " ".join(f"{float(value):+.2f}" for value in values)
+        if self.kind == "multi_discrete" and self.names and set(self.nvec) == {2}:  # buttons
+            return "+".join(name for name, value in zip(self.names, values, strict=True) if value) or "none"
+        texts = [str(int(value)) if self.kind == "multi_discrete" else f"{float(value):+.2f}" for value in values]
+        return (
+            " ".join(f"{name} {text}" for name, text in zip(self.names, texts, strict=True))
+            if self.names
+            else " ".join(texts)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON types; infinite bounds become the strings "inf" and "-inf"."""

@@ -1,31 +1,38 @@
 """Any Gymnasium environment as a stream of frames and actions.
 
-A frame comes from the observation where that is an image, from one key of a Dict observation, or else from
-``render()``. What cannot be turned into frames and actions is refused by :func:`make_stream`, before anything runs.
+A frame comes from the observation where that holds an image, or else from ``render()``. What cannot be turned into
+frames and actions is refused by :func:`make_stream`, before anything is recorded.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import math
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
-from gymnasium import spaces
 
 from worldvq.config.env import EnvConfig
 from worldvq.errors import UsageError, did_you_mean
-from worldvq.types import ActionSpace
+from worldvq_envs.actions import Actions, names_of
 from worldvq_envs.families import Family, find_family
+from worldvq_envs.fitting import cropped_size, fit_frame
+from worldvq_envs.images import Picture, pictures_in
 
 _FINAL_OBSERVATION = ("final_obs", "final_observation")
 """Where environments that reset themselves in the step that ends an episode put what that step showed."""
-_SMALLEST_IMAGE = 8
-"""Pixels a side: below this a 2-D or 3-D observation is taken for a board or a table, not for an image."""
+_LOOK_SEED = 1
+_LONGEST_LOOK = 8
+"""Steps after which it must be plain what an image's numbers mean."""
+_OLD_GYM = "old Gym's interface: wrap it with shimmy (pip install shimmy), or let step return five values"
+_MEND = "mend the environment, or wrap it (env.wrappers)"
+LIMIT = 10_000
+"""Steps of an episode where neither the environment nor the config has a limit."""
 
 
 class FrameStream:
@@ -44,78 +51,109 @@ class FrameStream:
         self,
         env: gymnasium.Env,
         config: EnvConfig,
-        image: Callable[[Any], np.ndarray],
+        picture: Picture | None,
         family: Family,
         repeat: int,
-        observes: bool = True,
+        rendering: Callable[[], gymnasium.Env] | None,
     ) -> None:
         self.env = env
         self.config = config
-        self.action_space = adapt_actions(env, config.id, family)
+        names = config.action_names or family.action_names(env) or names_of(env)
+        self._actions = Actions(env.action_space, tuple(names), config.id)
+        self.action_space = self._actions.space
+        if config.action_names and not self.action_space.names:
+            raise UsageError(
+                f"env.action_names has {len(config.action_names)} names, '{config.id}' has the actions "
+                f"{self.action_space.kind} {self.action_space.nvec or self.action_space.shape}"
+            )
         self.last_observation: Any = None
         self.has_frame = True
-        self._image = image
+        self._picture: Picture = picture  # type: ignore[assignment] (_render sets it where there is none)
         self._family = family
         self._repeat = repeat
-        self._observes = observes  # the image is in the observation; else it is rendered, and shows the present
+        self._observes = True  # the image is in the observation; else it is rendered, and shows the present
+        self._rendering = rendering
+        if picture is None:
+            self._render()
+        spec = env.spec.max_episode_steps if env.spec else None
+        self.limit = config.max_steps or (LIMIT if spec is None else 0)
         self._num_steps = 0
         self._frame = np.zeros((*config.size, 3), np.uint8)
         self._folder: str | None = None
 
     def reset(self, seed: int) -> np.ndarray:
-        """Begin an episode and return its first frame."""
+        """Begin an episode and return its first frame; before the first one, see what images look like."""
+        if self._picture.scale is None:
+            self._look()
+        return self._see(self._reset(seed))
+
+    def _reset(self, seed: int) -> Any:
         if self._family.litters and self._folder is None:
             # The engine starts at the first reset and writes into the directory it starts in, so it gets its own.
             self._folder = tempfile.mkdtemp(prefix="worldvq-")
             with contextlib.chdir(self._folder):
-                observation, _ = self.env.reset(seed=seed)
+                result = self.env.reset(seed=seed)
         else:
-            observation, _ = self.env.reset(seed=seed)
+            result = self.env.reset(seed=seed)
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
+            raise ValueError(f"reset gave {_kind(result)}, not an observation and a dict: {_OLD_GYM}")
         self._num_steps = 0
-        return self._see(observation)
+        return result[0]
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
         """Take one stored action, ``frame_skip`` times.
 
         Returns:
             The frame after it, the sum of the rewards, terminated, truncated. Never both: truncated wins.
+
+        Raises:
+            ValueError: What came back is no step of an environment, or no such image as before; says which part.
+            FloatingPointError: The reward is not finite.
         """
-        env_action = self.to_env_action(action)
+        env_action = self._actions.to_env(action)
         total, terminated, truncated, observation, info = 0.0, False, False, None, {}
         for _ in range(self._repeat):
-            observation, reward, terminated, truncated, info = self.env.step(env_action)
-            total += float(reward)
+            observation, reward, terminated, truncated, info = _checked_step(self.env.step(env_action))
+            total += reward
             if terminated or truncated:
                 break
         self._num_steps += 1
-        if not terminated and self._num_steps == self.config.max_steps:
+        if not terminated and self._num_steps == self.limit:
             truncated = True
-        over = terminated or truncated
-        if over and (final := next((key for key in _FINAL_OBSERVATION if key in info), None)):
+        if (terminated or truncated) and (final := next((key for key in _FINAL_OBSERVATION if key in info), None)):
             # It has reset itself already: what it returned belongs to the next episode, what ended this one is here.
             frame = self._see(info[final], shown=self._observes)
         else:
             frame = self._see(observation)
-        return frame, total, bool(terminated and not truncated), bool(truncated)
+        return frame, total, terminated and not truncated, truncated
 
     def to_env_action(self, action: Any) -> Any:
         """Turn a stored action into what the environment's own action space takes."""
-        space = self.env.action_space
-        if isinstance(space, spaces.Discrete):
-            return np.int64(int(action) + int(space.start))
-        values = np.asarray(action).reshape(space.shape or ())
-        if isinstance(space, spaces.MultiDiscrete):
-            return (values + space.start).astype(space.dtype)
-        if np.issubdtype(space.dtype, np.integer):
-            values = np.rint(values)
-        return values.astype(space.dtype)
+        return self._actions.to_env(action)
 
     def to_stored_action(self, action: Any) -> np.ndarray:
         """Turn an action of the environment's own space into a stored one; the inverse of :meth:`to_env_action`."""
-        values = np.asarray(action)
-        if isinstance(self.env.action_space, spaces.Discrete | spaces.MultiDiscrete):
-            values = values - self.env.action_space.start
-        return values.reshape(self.action_space.shape).astype(self.action_space.dtype)
+        return self._actions.to_stored(action)
+
+    def as_played(self, action: np.ndarray) -> np.ndarray:
+        """Return a stored action as it is played, rounded and clipped where the environment's own space wants it."""
+        return self.to_stored_action(self.to_env_action(action)) if self._actions.changes else action
+
+    def describe(self) -> list[str]:
+        """Say what is recorded, and what about it may surprise; one line each."""
+        (height, width), (out_height, out_width) = cropped_size(self._picture.size, self.config), self.config.size
+        lines = [f"{self._picture.describe()}, stored as {out_height}x{out_width}"]
+        if self.limit and not self.config.max_steps:
+            lines.append(f"it sets no limit: episodes are cut after {self.limit:,} steps (env.max_steps)")
+        ratio = width / height * out_height / out_width
+        if not 0.9 < ratio < 1.1 and self.config.fit == "squash":
+            lines.append(f"{height}x{width} is squashed to {out_height}x{out_width}: env.fit=pad or crop keeps shapes")
+        if self._picture.is_faint:
+            lines.append(
+                f"warning: hardly anything is to be seen in {self._picture.name}: values from {self._picture.low:g} to "
+                f"{self._picture.high:g} in its first frames; look at `worldvq data preview`, or set env.source"
+            )
+        return lines
 
     def close(self) -> None:
         """Close the environment and remove what its engine wrote."""
@@ -124,13 +162,74 @@ class FrameStream:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
+    def _render(self) -> None:
+        """Take what ``render()`` gives for the image from now on."""
+        assert self._rendering is not None
+        self.env, self._observes = self._rendering(), False
+        self._picture, self._rendering = Picture("render()", lambda _: self.env.render()), None
+
+    def _look(self) -> None:
+        """Look at frames until it is plain what their numbers mean; the same ones in every process.
+
+        Raises:
+            UsageError: They are no pictures, or the environment fails in its first steps.
+        """
+        self.env.action_space.seed(_LOOK_SEED)
+        steps = 0
+        try:
+            self._picture.look(self._reset(_LOOK_SEED))
+            while steps < _LONGEST_LOOK and not self._picture.is_plain:
+                observation, _, terminated, truncated, _ = _checked_step(self.env.step(self.env.action_space.sample()))
+                if self._family.has_frame(self.env):
+                    self._picture.look(observation)
+                steps += 1
+                if terminated or truncated:
+                    break
+        except UsageError as error:
+            raise UsageError(f"'{self.config.id}': {error}") from None
+        except Exception as error:
+            if not steps and isinstance(error, ValueError):
+                raise UsageError(f"'{self.config.id}' cannot be recorded: {_line(error)}") from None
+            if not self._picture.size[0]:
+                raise
+            # Its simulator failed, or has a fault that an episode will meet too: what was seen has to do.
+        try:
+            self._picture.decide()
+        except UsageError as error:
+            raise UsageError(f"'{self.config.id}': {error}") from None
+        if self._picture.may_be_codes and self._rendering is not None:
+            self._render()
+            self._look()
+
     def _see(self, observation: Any, shown: bool = True) -> np.ndarray:
         """Return the frame of an observation, or the last one where it is not ``shown``."""
         self.last_observation = observation
         self.has_frame = shown and self._family.has_frame(self.env)
         if self.has_frame:
-            self._frame = fit_frame(self._image(observation), self.config)
+            self._frame = fit_frame(self._picture(observation), self.config)
         return self._frame
+
+
+def _checked_step(result: Any) -> tuple[Any, float, bool, bool, Mapping[str, Any]]:
+    """Return what ``step`` gave, if it is a step: five parts, a finite reward that is one number, a dict of info."""
+    if not isinstance(result, tuple) or len(result) != 5:
+        raise ValueError(f"step gave {_kind(result)}, not five: {_OLD_GYM}")
+    observation, reward, terminated, truncated, info = result
+    if type(reward) is not float:
+        if not isinstance(reward, int | float | np.number | np.bool | np.ndarray) or np.ndim(reward):
+            raise ValueError(f"step gave {_kind(reward)} as reward, not one number: {_MEND}")
+        reward = float(reward)  # type: ignore[arg-type]
+    if not math.isfinite(reward):
+        raise FloatingPointError(f"step gave a reward that is not finite: {reward}")
+    if not isinstance(info, Mapping):
+        raise ValueError(f"step gave {_kind(info)} as info, not a dict: {_MEND}")
+    return observation, reward, bool(terminated), bool(truncated), info
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"{len(value)} values"
+    return f"an array of shape {list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
 def make_stream(config: EnvConfig) -> FrameStream:
@@ -142,72 +241,22 @@ def make_stream(config: EnvConfig) -> FrameStream:
     family = find_family(config.id)
     family.prepare(config)
     kwargs, repeat = family.kwargs(config)
-    env = _make(config.id, kwargs)
+    env = _make(config, kwargs)
     try:
-        image = _image_of(env.observation_space, config, family)
-        observes = image is not None
-        if image is None:
-            env = _make_rendering(env, config, kwargs)
-            image = _render(env)
-        return FrameStream(env, config, image, family, repeat, observes)
+        picture = _find_picture(env, config, family) if config.source != "render" else None
+        chosen = picture is not None and (config.source or config.observation_key or not _renders(env))
+        rendering = None if chosen else lambda: _make_rendering(env, config, kwargs)
+        return FrameStream(env, config, picture, family, repeat, rendering)
     except BaseException:
         env.close()
         raise
 
 
-def adapt_actions(env: gymnasium.Env, env_id: str, family: Family | None = None) -> ActionSpace:
-    """Describe the action space of ``env`` in the form in which actions are stored.
-
-    Raises:
-        UsageError: The space is none of Discrete, MultiDiscrete, MultiBinary and Box.
-    """
-    space = env.action_space
-    if isinstance(space, spaces.Discrete):
-        names = getattr(env.unwrapped, "action_names", None) or (family.action_names(env) if family else ())
-        names = tuple(str(name) for name in names)
-        return ActionSpace("discrete", nvec=(int(space.n),), names=names if len(names) == space.n else ())
-    if isinstance(space, spaces.MultiDiscrete):
-        return ActionSpace("multi_discrete", nvec=tuple(int(n) for n in space.nvec.reshape(-1)))
-    if isinstance(space, spaces.MultiBinary):
-        return ActionSpace("multi_discrete", nvec=(2,) * int(np.prod(space.shape)))
-    if isinstance(space, spaces.Box):
-        low, high = (tuple(float(bound) for bound in side.reshape(-1)) for side in (space.low, space.high))
-        return ActionSpace("box", low=low, high=high)
-    raise UsageError(
-        f"'{env_id}' has the action space {_short(space)}, which cannot be stored: choose env.kwargs with which it "
-        "offers Discrete, MultiDiscrete, MultiBinary or Box actions, or wrap it"
-    )
-
-
-def fit_frame(image: np.ndarray, config: EnvConfig) -> np.ndarray:
-    """Crop and resize an (H, W, 3) uint8 image to ``config.size``.
-
-    The filter is antialiased bilinear (a triangle as wide as two output pixels), as Pillow's BILINEAR: torch has it
-    for uint8 with vector instructions, 160x120 to 64x64 in 50 us where Pillow's BOX takes 200.
-
-    Returns:
-        A new array: the environment may overwrite ``image`` at its next step.
-
-    Raises:
-        UsageError: The crop leaves nothing.
-    """
-    if config.crop is not None:
-        top, bottom, left, right = config.crop
-        height, width = image.shape[:2]
-        if top + bottom >= height or left + right >= width:
-            raise UsageError(f"env.crop {config.crop} leaves nothing of a frame of {height}x{width} pixels")
-        image = image[top : height - bottom, left : width - right]
-    if image.shape[:2] == config.size:
-        return np.array(image)
-    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)  # channels last
-    pixels = torch.nn.functional.interpolate(pixels, config.size, mode="bilinear", antialias=True, align_corners=False)
-    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1)[0].numpy())
-
-
-def _make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
+def _make(config: EnvConfig, kwargs: dict[str, Any]) -> gymnasium.Env:
+    env_id = config.id
     try:
         # Without the checker, which inspects every step and costs as much as a small environment.
-        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+        env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     except gymnasium.error.UnregisteredEnv:
         hint = did_you_mean(env_id, gymnasium.registry)
         raise UsageError(f"there is no environment '{env_id}'{hint}: set env.id to a Gymnasium id") from None
@@ -218,81 +267,61 @@ def _make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
     except Exception as error:
         given = f" with env.kwargs {kwargs}" if kwargs else ""
         raise UsageError(f"'{env_id}'{given} cannot be built: {type(error).__name__}: {_line(error)}") from error
+    for path in config.wrappers:
+        env = _wrap(env, path)
+    return env
+
+
+def _wrap(env: gymnasium.Env, path: str) -> gymnasium.Env:
+    """Put the wrapper ``module:Name`` around an environment."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)(env)
+    except Exception as error:
+        env.close()
+        problem = f"{type(error).__name__}: {_line(error)}"
+        raise UsageError(f"env.wrappers: '{path}' cannot be put around it ({problem}): write module:Name") from None
+
+
+def _renders(env: gymnasium.Env) -> bool:
+    return env.render_mode == "rgb_array" or "rgb_array" in (env.metadata.get("render_modes") or [])
 
 
 def _make_rendering(env: gymnasium.Env, config: EnvConfig, kwargs: dict[str, Any]) -> gymnasium.Env:
     """Return an environment whose ``render()`` gives an image; ``env`` is closed where a new one is needed."""
     if env.render_mode == "rgb_array":
         return env
-    modes = env.metadata.get("render_modes") or []
-    if "rgb_array" not in modes or "render_mode" in kwargs:
+    if not _renders(env) or "render_mode" in kwargs:
+        modes = list(env.metadata.get("render_modes") or [])
         raise UsageError(
             f"'{config.id}' shows no image: its observation space is {_short(env.observation_space)} and it renders "
-            f"{list(modes)}, not rgb_array; set env.observation_key or env.kwargs to what gives pixels"
+            f"{modes}, not rgb_array; set env.observation_key or env.kwargs to what gives pixels"
         )
     env.close()
-    return _make(config.id, {**kwargs, "render_mode": "rgb_array"})
+    return _make(config, {**kwargs, "render_mode": "rgb_array"})
 
 
-def _render(env: gymnasium.Env) -> Callable[[Any], np.ndarray]:
-    def image(_: Any) -> np.ndarray:
-        picture = env.render()
-        if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[-1] not in (3, 4):
-            raise UsageError(f"render() gave {type(picture).__name__}, not an (H, W, 3) array")
-        return picture[..., :3].astype(np.uint8, copy=False)
-
-    return image
-
-
-def _image_of(space: spaces.Space, config: EnvConfig, family: Family) -> Callable[[Any], np.ndarray] | None:
-    """Return what takes the image out of an observation, or None where it holds none."""
-    key = config.observation_key
-    if not isinstance(space, spaces.Dict):
-        if key is not None:
+def _find_picture(env: gymnasium.Env, config: EnvConfig, family: Family) -> Picture | None:
+    """Return the picture in the observations, or None where there is none."""
+    space, key = env.observation_space, config.observation_key
+    found = pictures_in(space, forced=config.source == "observation" or key is not None)
+    names = [name for name in found if name]
+    if key is not None and key not in found:
+        if not names:
             raise UsageError(
-                f"env.observation_key '{key}': '{config.id}' observes {_short(space)}, not a Dict; leave it out"
+                f"env.observation_key '{key}': '{config.id}' observes {_short(space)}, not a Dict with images; "
+                "leave it out"
             )
-        return _convert(space)
-    images = [name for name, part in space.items() if _convert(part) is not None]
+        raise UsageError(f"env.observation_key '{key}': '{config.id}' has the images {names} in {_short(space)}")
     if key is None:
-        key = family.observation_key if family.observation_key in images else None
-    if key is None and len(images) > 1:
-        raise UsageError(f"'{config.id}' observes several images, {images}: set env.observation_key to one of them")
-    if key is not None and key not in images:
-        raise UsageError(f"env.observation_key '{key}': '{config.id}' has the images {images} in {_short(space)}")
-    if not images:
+        key = family.observation_key if family.observation_key in found else None
+    if key is None and len(found) > 1:
+        raise UsageError(f"'{config.id}' observes several images, {names}: set env.observation_key to one of them")
+    if not found:
+        if config.source == "observation":
+            raise UsageError(f"env.source observation: '{config.id}' observes {_short(space)}, which holds no image")
         return None
-    name = key or images[0]
-    convert = _convert(space[name])
-    assert convert is not None
-    return lambda observation: convert(observation[name])
-
-
-def _convert(space: spaces.Space) -> Callable[[Any], np.ndarray] | None:
-    """Return what turns a value of ``space`` into (H, W, 3) uint8, or None where the space holds no image."""
-    if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3):
-        return None
-    shape, unit = space.shape, np.issubdtype(space.dtype, np.floating)
-    if space.dtype != np.uint8 and not (unit and space.low.min() >= 0 and space.high.max() <= 1):
-        return None
-    first = len(shape) == 3 and shape[-1] not in (1, 3) and shape[0] in (1, 3)
-    if len(shape) == 3 and not first and shape[-1] not in (1, 3):
-        return None
-    sides = shape[1:] if first else shape[:2]
-    if min(sides) < _SMALLEST_IMAGE:
-        return None
-
-    def image(value: Any) -> np.ndarray:
-        value = np.asarray(value)
-        if unit:
-            value = np.rint(value * 255).clip(0, 255).astype(np.uint8)
-        if value.ndim == 2:
-            value = value[..., None]
-        elif first:
-            value = np.moveaxis(value, 0, -1)
-        return value if value.shape[-1] == 3 else np.repeat(value, 3, axis=-1)
-
-    return image
+    return found[key] if key is not None else next(iter(found.values()))
 
 
 def _short(space: Any) -> str:

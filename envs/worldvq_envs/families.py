@@ -55,17 +55,12 @@ class Family:
         return dict(config.kwargs), config.frame_skip
 
     def action_names(self, env: gymnasium.Env) -> tuple[str, ...]:
-        """Return the names of discrete actions, or ()."""
+        """Return the names of its actions where no convention gives them, or ()."""
         return ()
 
     def has_frame(self, env: gymnasium.Env) -> bool:
         """Say whether the observation just made shows the environment."""
         return True
-
-
-class _Atari(Family):
-    def action_names(self, env: gymnasium.Env) -> tuple[str, ...]:
-        return tuple(env.unwrapped.get_action_meanings())  # type: ignore[attr-defined]
 
 
 class _VizDoom(Family):
@@ -95,7 +90,10 @@ class _VizDoom(Family):
     def action_names(self, env: gymnasium.Env) -> tuple[str, ...]:
         game: Any = env.unwrapped
         buttons = [button.name for button in game.game.get_available_buttons()]
-        chosen = [[name for name, down in zip(buttons, row, strict=True) if down] for row in game.button_map]
+        deltas, binary = buttons[: game.num_delta_buttons], buttons[game.num_delta_buttons :]
+        if not game.max_buttons_pressed:  # a choice a button, then a number for each that is not just pressed
+            return (*binary, *deltas)
+        chosen = [[name for name, down in zip(binary, row, strict=True) if down] for row in game.button_map]
         return tuple("+".join(names) or "NOOP" for names in chosen)
 
     def has_frame(self, env: gymnasium.Env) -> bool:
@@ -105,7 +103,7 @@ class _VizDoom(Family):
 _FAMILIES = (
     _VizDoom("Vizdoom", "vizdoom.gymnasium_wrapper", "worldvq[vizdoom]", observation_key="screen", litters=True),
     Family("MiniWorld-", "miniworld", "miniworld", environ={"PYGLET_HEADLESS": "1"}),
-    _Atari("ALE/", "ale_py", "ale-py"),
+    Family("ALE/", "ale_py", "ale-py"),
     Family("CarRacing", install="worldvq[box2d]"),
 )
 

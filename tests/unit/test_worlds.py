@@ -41,12 +41,16 @@ WORLDS = {
     "multi_binary": (
         "vizdoom",
         EnvConfig(id="VizdoomMyWayHome-MultiBinary-v1"),
-        ActionSpace("multi_discrete", (2,) * 5),
+        ActionSpace(
+            "multi_discrete",
+            (2,) * 5,
+            names=("TURN_LEFT", "TURN_RIGHT", "MOVE_FORWARD", "MOVE_LEFT", "MOVE_RIGHT"),
+        ),
     ),
     "multi_discrete": (
         "vizdoom",
         EnvConfig(id="VizdoomBasic-v1", kwargs={"max_buttons_pressed": 0, "use_multi_binary_action_space": False}),
-        ActionSpace("multi_discrete", (2, 2, 2)),
+        ActionSpace("multi_discrete", (2, 2, 2), names=("MOVE_LEFT", "MOVE_RIGHT", "ATTACK")),
     ),
     "car_racing": (
         "Box2D",

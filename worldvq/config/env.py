@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from worldvq.config.fields import Config, NonNegativeInt, PositiveInt, Side
 
@@ -15,10 +15,20 @@ class EnvConfig(Config):
     size: tuple[Side, Side] = (64, 64)
     """Height and width of a stored frame."""
     observation_key: str | None = None
-    """Key of a Dict observation that holds the image; None finds the only image there is."""
+    """Key of a Dict or Tuple observation that holds the image, dotted where it lies deeper (``sensors.camera``, ``0``);
+    None finds the only image there is."""
+    source: Literal["observation", "render"] | None = None
+    """What is recorded: the image in the observation, or what ``render()`` gives; None prefers the first."""
+    wrappers: tuple[str, ...] = ()
+    """Gymnasium wrappers, each ``module:Name``, put around the environment in this order."""
+    action_names: tuple[str, ...] = ()
+    """Names of the actions, or of the factors of an action; empty takes those that the environment has."""
     crop: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
     """Pixels cut from the top, bottom, left and right before resizing."""
+    fit: Literal["squash", "pad", "crop"] = "squash"
+    """Where the image has other proportions than ``size``: stretch it, add black, or cut its middle out."""
     frame_skip: PositiveInt = 1
     """Each action is repeated this often; rewards add up."""
     max_steps: PositiveInt | None = None
-    """Truncate episodes after this many (skipped) steps; None leaves it to the environment."""
+    """Truncate episodes after this many (skipped) steps; None leaves it to the environment, and where that has no limit
+    takes 10,000."""

@@ -156,6 +156,18 @@ class EpisodeStore(Store[DatasetMeta]):
             meta=mapped.meta,
         )
 
+    def truncate(self, entry: IndexEntry, num_frames: int) -> IndexEntry:
+        """Write an episode again that is not listed yet, truncated after its first ``num_frames`` frames."""
+        mapped, steps = self._map(entry), num_frames - 1
+        frames = np.empty((num_frames, *self.item_shape), np.uint8)
+        if mapped.frames is not None:
+            frames[:] = mapped.frames[:num_frames]
+        else:
+            decode_frames(mapped.file.tensors, entry.num_frames, 0, frames)
+        actions, rewards = np.array(mapped.actions[:steps]), np.array(mapped.rewards[:steps])
+        episode = Episode(frames, actions, rewards, False, truncated=True, seed=entry.seed, meta=mapped.meta)
+        return write_episode(self.path, entry.number, episode, self.meta.compression)
+
     def frames(self, number: int) -> np.ndarray:
         """All frames of an episode, (T+1, H, W, 3) uint8: memory-mapped and read-only unless compressed."""
         mapped = self.mapped(number)

@@ -65,7 +65,7 @@ def play(
     spool.set_phase(Phase.STEPPING)
     terminated = truncated = False
     while not (terminated or truncated):
-        action = ask(policy, stream, config, frame)
+        action = stream.as_played(ask(policy, stream, config, frame))
         frame, reward, terminated, truncated = stream.step(action)
         if stream.has_frame or not spool.num_steps:
             spool.add(frame, action, reward)
@@ -105,7 +105,8 @@ def work(pipe: Connection, scratch: str, stream: str, env: EnvConfig, config: Re
     """Body of a worker process. Messages are JSON both ways, each with the sequence number of its job.
 
     In come ``{sequence, number, attempt}``. Out go ``{sequence, action_space}`` once the environment is built,
-    ``{sequence, entry}`` for an episode that is written, or ``{sequence, error, fatal, usage}``, the last one.
+    ``{sequence, lines}`` that say what is recorded for a probe, ``{sequence, entry}`` for an episode that is written,
+    or ``{sequence, error, fatal, usage}``, the last one.
     """
     _settle(scratch)
     spool, world, sequence = Spool(Path(scratch) / "spool"), None, -1
@@ -123,7 +124,7 @@ def work(pipe: Connection, scratch: str, stream: str, env: EnvConfig, config: Re
             sequence, number = job["sequence"], job["number"]
             if number == PROBE:
                 _probe(world, config, spool, sequence)
-                send()
+                send(lines=world.describe())
                 continue
             episode = play(world, config, number, spool, sequence, job["attempt"])
             send(entry=write_episode(out, number, episode, config.compression).model_dump())
@@ -157,8 +158,18 @@ def _settle(scratch: str) -> None:
 
 
 def _probe(stream: Stream, config: RecordConfig, spool: Spool, sequence: int) -> None:
-    """See one frame and ask the policy once."""
+    """Take the first step of the first episode, so that what is no environment is refused before anything is written.
+
+    What its simulator does wrong there is met again when the episode is played, and costs no more than that.
+    """
     seed = episode_seed(config.seed, 0)
     spool.begin(sequence, PROBE, seed, Phase.RESETTING)
     frame = stream.reset(seed)
-    ask(make_policy(config, stream, episode_seed(config.seed, 0, 1)), stream, config, frame)
+    action = ask(make_policy(config, stream, episode_seed(config.seed, 0, 1)), stream, config, frame)
+    spool.set_phase(Phase.STEPPING)
+    try:
+        stream.step(action)
+    except ValueError as error:  # UsageError too
+        raise UsageError(f"its first step is none: {describe(error)}") from None
+    except Exception as error:
+        print(f"worldvq: the first step of episode 0 failed: {describe(error)}", file=sys.stderr, flush=True)

@@ -33,6 +33,14 @@ class Stream(Protocol):
         """Turn an action of the environment's own space into a stored one."""
         ...
 
+    def as_played(self, action: np.ndarray) -> np.ndarray:
+        """Return a stored action as :meth:`step` plays it."""
+        ...
+
+    def describe(self) -> list[str]:
+        """Say what is recorded, in a line or a few."""
+        ...
+
     def close(self) -> None:
         """Free what the environment holds."""
         ...

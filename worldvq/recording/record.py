@@ -55,7 +55,7 @@ def record(
 
     Args:
         env: What to play.
-        config: How much, by whom. With ``frames``, the first episode that reaches the count is the last.
+        config: How much, by whom. With ``frames``, the episode that reaches the count is truncated there.
         out: Folder of the dataset.
         stream: ``module:function`` that builds a :class:`~worldvq.recording.policies.Stream` from ``env``.
         progress: Show a progress bar.
@@ -76,6 +76,8 @@ def record(
     pool = Pool(stream, env, config, out)
     try:
         meta = _describe(env, config, pool.probe())
+        for line in pool.lines:
+            print(f"recording '{env.id}': {line}", flush=True)
         store = EpisodeStore.create(out, meta, shard)
         try:
             try:
@@ -163,14 +165,40 @@ def _fill(store: EpisodeStore, pool: Pool, config: RecordConfig, shard: Shard, a
                 waiting[result.number] = result, ""
             else:
                 _take_failure(result, store, config, jobs, waiting)
-        while turns and turns[0] in waiting and reached < target:
-            entry, error = waiting.pop(turns.popleft())
+        while turns and reached < target:
+            cut = _cut(turns[0], waiting, pool, store, config, target - reached)
+            if cut is None and turns[0] not in waiting:
+                break
+            entry, error = (cut, "") if cut else waiting[turns[0]]
+            waiting.pop(turns.popleft(), None)
             store.append(entry)
             reached += _worth(entry, config)
             in_a_row = in_a_row + 1 if entry.interrupted else 0
             if in_a_row >= FAILED_EPISODES:
                 raise RunError(f"{in_a_row} episodes in a row failed, all kept in {store.path}; the last: {error}")
-        advance(store, reached)
+        playing = 0 if config.episodes is not None else sum(spool.num_frames() for spool in pool.in_play().values())
+        advance(store, reached, playing)
+
+
+def _cut(
+    number: int, waiting: dict[int, Any], pool: Pool, store: EpisodeStore, config: RecordConfig, left: int
+) -> IndexEntry | None:
+    """Truncate the next episode, played or in play, where the frames that were asked for are reached, and write it.
+
+    Only once one frame more is there: the reward of the last transition is final then. None where it is not longer.
+    """
+    if config.episodes is not None:
+        return None
+    most = max(left, 2)  # one transition
+    if number in waiting:
+        entry = waiting[number][0]
+        return store.truncate(entry, most) if entry.num_frames > most else None
+    spool = pool.in_play().get(number)
+    if spool is None or spool.num_frames() <= most:
+        return None
+    episode = spool.episode(most=most)
+    assert episode is not None
+    return write_episode(store.path, number, episode, config.compression)
 
 
 def _take_failure(
@@ -213,11 +241,12 @@ def _progress(config: RecordConfig, store: EpisodeStore, shard: Shard, show: boo
     task = bar.add_task("record", total=_target(config, shard), text="starting workers")
     begun, before, last = time.monotonic(), store.num_frames, time.monotonic()
 
-    def advance(store: EpisodeStore, reached: int) -> None:
+    def advance(store: EpisodeStore, reached: int, playing: int) -> None:
         nonlocal last
-        rate = (store.num_frames - before) / (time.monotonic() - begun)
-        text = f"{len(store)} episodes, {store.num_frames} frames, {rate:.0f} frames/s"
-        bar.update(task, completed=reached, text=text)
+        frames = store.num_frames + playing  # of all episodes in play, of which the last may be cut or not be needed
+        rate = (frames - before) / (time.monotonic() - begun)
+        text = f"{len(store)} episodes, {frames} frames, {rate:.0f} frames/s"
+        bar.update(task, completed=min(reached + playing, _target(config, shard)), text=text)
         if show and not console.is_terminal and time.monotonic() - last > 10:
             last = time.monotonic()
             print(f"recording: {text}", flush=True)

@@ -121,22 +121,36 @@ class Spool:
         """Return when the file was last written to: it changes with every step and every change of phase."""
         return os.fstat(self._file).st_mtime_ns
 
-    def episode(self, meta: dict | None = None) -> Episode | None:
-        """Return what was played: interrupted, unless the header says how it ended; None without a transition."""
+    def num_frames(self) -> int:
+        """Return how many frames are in the file; 0 before the layout is known."""
         if self._record is None:
-            return None
-        count = (os.fstat(self._file).st_size - _HEADER.size) // self._record.itemsize
+            return 0
+        return max(0, os.fstat(self._file).st_size - _HEADER.size) // self._record.itemsize
+
+    def episode(self, meta: dict | None = None, most: int | None = None) -> Episode | None:
+        """Return what was played: interrupted, unless the header says how it ended; None without a transition.
+
+        Args:
+            meta: Of the episode.
+            most: Frames at which it is truncated, if it has more.
+        """
+        count = self.num_frames()
         if count < 2:
             return None
+        assert self._record is not None
+        if most is not None and most < count:
+            count, cut = most, True
+        else:
+            cut = False
         header = self.header()
         records = np.fromfile(self.path, self._record, count, offset=_HEADER.size)
         return Episode(
             frames=np.ascontiguousarray(records["frame"]),
             actions=np.ascontiguousarray(records["action"][1:]),
             rewards=np.ascontiguousarray(records["reward"][1:]),
-            terminated=header.ending == Ending.TERMINATED,
-            truncated=header.ending == Ending.TRUNCATED,
-            interrupted=header.ending == Ending.NONE,
+            terminated=header.ending == Ending.TERMINATED and not cut,
+            truncated=header.ending == Ending.TRUNCATED or cut,
+            interrupted=header.ending == Ending.NONE and not cut,
             seed=header.seed,
             meta=meta or {},
         )

@@ -96,6 +96,8 @@ class Pool:
         self._workers: dict[Connection, _Worker] = {}
         self._sequence = 0
         self._failed_starts = 0
+        self.lines: list[str] = []
+        """What the probe says of the recording."""
         self._scratch = Path(tempfile.gettempdir()) / f"worldvq-{uuid.uuid4().hex[:12]}"
         janitor.tell(f"folder {self._scratch}")  # before it exists: this process can be killed at any moment
         self._scratch.mkdir(0o700)
@@ -151,6 +153,15 @@ class Pool:
         """Hand a job to the worker with the fewest."""
         self._send(min(self._workers.values(), key=lambda worker: len(worker.jobs)), job)
 
+    def in_play(self) -> dict[int, Spool]:
+        """Return what is being played, by number of the episode."""
+        found = {}
+        for worker in self._workers.values():
+            header = worker.spool.header()
+            if header.sequence in worker.jobs and header.phase == Phase.STEPPING and header.number >= 0:
+                found[header.number] = worker.spool
+        return found
+
     def _send(self, worker: _Worker, job: Job) -> None:
         self._sequence += 1
         worker.jobs[self._sequence] = job
@@ -177,9 +188,12 @@ class Pool:
                 yield from self._failed(worker, message["error"], message)
             elif "action_space" in message:
                 worker.action_space = ActionSpace.from_json(message["action_space"])
+                worker.spool.set_layout(worker.action_space, self._env.size)
                 self._failed_starts = 0
-            elif worker.jobs.pop(message["sequence"], None) and "entry" in message:
-                yield IndexEntry.model_validate(message["entry"])
+            elif worker.jobs.pop(message["sequence"], None):
+                self.lines = message.get("lines", self.lines)
+                if "entry" in message:
+                    yield IndexEntry.model_validate(message["entry"])
         for worker in list(self._workers.values()):
             if late := self._late(worker):
                 yield from self._failed(worker, late)
@@ -208,12 +222,12 @@ class Pool:
         job = worker.jobs.pop(header.sequence, None)
         episode = None
         if job and job.number != PROBE and worker.action_space is not None:
-            worker.spool.set_layout(worker.action_space, self._env.size)
             episode = worker.spool.episode({"error": error})
         self._forget(worker)
         probing = job == Job(PROBE) or Job(PROBE) in worker.jobs.values()
         if message.get("fatal") and (probing or header.phase != Phase.BUILDING):
-            where = f"'{self._env.id}', episode {job.number}, seed {header.seed}: " if job and job.number >= 0 else ""
+            where = f", episode {job.number}, seed {header.seed}" if job and job.number >= 0 else ""
+            where = "" if self._env.id in error else f"'{self._env.id}'{where}: "
             raise (UsageError if message["usage"] else RunError)(where + error)
         if probing:
             yield Failure(Job(PROBE), header.seed, error, None)

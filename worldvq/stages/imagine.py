@@ -89,7 +89,8 @@ def _chosen(space: ActionSpace, actions: str, num_frames: int, batch: int) -> to
 
 def _paper(world: WorldModel, clip: Clip, out: Path, num_frames: int, seed: int, sampling: dict[str, Any]) -> Path:
     """One context; all forward in the first row, all turn right in the second (van den Oord et al. 2017, figure 7)."""
-    names = [name.lower() for name in world.action_space.names]
+    space = world.action_space
+    names = [name.lower() for name in space.names] if space.kind == "discrete" else []
     chosen = [next((n for end in ends for n in names if n.endswith(end)), None) for ends in PAPER]
     if None in chosen:
         raise UsageError(
