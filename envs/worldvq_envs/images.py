@@ -200,7 +200,7 @@ class Picture:
         height, width = self.size
         return (
             f"{self.name}, {height}x{width} {self._layout.text}, {self._dtype} from {self.low:g} to {self.high:g}"
-            + {"bytes": "", "unit": " (0 to 1)", "signed": " (-1 to 1)", None: ""}[self.scale]
+            + {"bytes": "", "unit": " taken as 0 to 1", "signed": " taken as -1 to 1", None: ""}[self.scale]
         )
 
 

@@ -170,6 +170,6 @@ def _probe(stream: Stream, config: RecordConfig, spool: Spool, sequence: int) ->
     try:
         stream.step(action)
     except ValueError as error:  # UsageError too
-        raise UsageError(f"its first step is none: {describe(error)}") from None
+        raise UsageError(f"it cannot be recorded: {' '.join(str(error).split())}") from None
     except Exception as error:
         print(f"worldvq: the first step of episode 0 failed: {describe(error)}", file=sys.stderr, flush=True)
