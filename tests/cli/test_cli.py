@@ -57,7 +57,7 @@ def verbs(tmp_path_factory):
     root = tmp_path_factory.mktemp("verbs")
     short = ["tokenizer_training.steps=4", "dynamics_training.steps=2", "evaluate.context=2", "evaluate.horizon=3"]
     few = ["--frames", 400, "--workers", 1, "--seed", 3, "env.max_steps=60"]
-    assert "7 episodes, 427 frames" in succeed(
+    assert "7 episodes, 400 frames" in succeed(
         "record", "worldvq/Maze-v0", "--config", "tiny", "--out", root / "data", *few
     )
     tokenizer = ["--data", root / "data", "--out", root / "tokenizer"]
@@ -185,7 +185,7 @@ def test_evaluate_writes_a_report(verbs, tmp_path):
 
 def test_data_is_described_checked_and_drawn(verbs, tmp_path):
     text = succeed("data", "info", verbs / "data")
-    assert "worldvq/Maze-v0" in text and "427 of 64x64" in text and "forward" in text
+    assert "worldvq/Maze-v0" in text and "400 of 64x64" in text and "forward" in text
     assert "64 codes" in succeed("data", "info", verbs / "tokens")
     for name in ("data", "tokens"):
         assert "7 episodes, all as committed" in succeed("data", "verify", verbs / name)
