@@ -92,7 +92,8 @@ class _Leaf:
         if self.nvec:
             self.low, self.high = np.zeros(len(self.nvec)), np.array(self.nvec) - 1.0
         else:
-            self.low, self.high = (side.reshape(-1).astype(np.float64) for side in (space.low, space.high))
+            box: Any = space
+            self.low, self.high = (side.reshape(-1).astype(np.float64) for side in (box.low, box.high))
         self.count = len(self.low)
 
     def to_env(self, values: np.ndarray) -> Any:
