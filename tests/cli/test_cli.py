@@ -7,7 +7,6 @@ import math
 import re
 import shutil
 import subprocess
-import time
 
 import imageio_ffmpeg
 import numpy as np
@@ -133,9 +132,8 @@ def test_running_again_does_nothing_anew(demo):
     before = hashes(demo, *parts)
     slow = ("data/episodes", "tokens/episodes", "tokenizer/checkpoints", "dynamics/checkpoints", "report")
     times = {path: path.stat().st_mtime_ns for path in hashes(demo, *slow)}
-    begun = time.monotonic()
     text = succeed("demo", "--config", "tiny", "--out", demo)
-    assert time.monotonic() - begun < 60 and "training" not in text
+    assert "training" not in text
     assert hashes(demo, *parts) == before
     assert {path: path.stat().st_mtime_ns for path in times} == times  # not even written again
 

@@ -4,13 +4,14 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from support import programs
 from support.command_line import COMMAND, check_error, run, spawn
 from support.episodes import plain_episode, write
+from support.fault_tools import wait_until
 
 from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import EpisodeStore
@@ -171,14 +172,14 @@ def test_a_full_disk_is_one_line_that_names_the_file(here, monkeypatch, line, pa
 
 def test_ctrl_c_ends_with_130_and_the_same_command_continues(here):
     command = ["record", "worldvq/Maze-v0", "--out", "new", "--workers", "1", "env.max_steps=20"]
+    words = [*COMMAND, *command, "--episodes", "100000"]
     process = subprocess.Popen(
-        [*COMMAND, *command, "--episodes", "100000"], stderr=subprocess.PIPE, text=True, start_new_session=True
+        words, stderr=subprocess.PIPE, text=True, start_new_session=True, env=programs.environment()
     )
     try:
-        while process.poll() is None and not (here / "new" / "index.jsonl").exists():
-            time.sleep(0.05)
+        assert wait_until((here / "new" / "index.jsonl").exists)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
-        error = process.communicate(timeout=60)[1]
+        error = process.communicate(timeout=120)[1]
     finally:
         process.kill()
     assert process.returncode == 130

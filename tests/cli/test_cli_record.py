@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from support.command_line import COMMAND, check_error, run, succeed
+from support import programs
+from support.command_line import COMMAND, check_error, run, spawn_light, succeed
 from support.fault_tools import hashes, wait_until
 
 from worldvq.config.env import EnvConfig
@@ -96,10 +97,7 @@ def test_merging_what_is_no_store_is_refused(tmp_path):
 @pytest.mark.parametrize("command", [MAZE, [*MAZE, "--shard", "0/2"], ["data", "merge"]])
 def test_a_second_writer_is_told_before_anything_heavy_is_imported(tmp_path, command):
     lock = Lock(tmp_path)
-    code = "import sys\nfrom worldvq.cli.main import main\n"
-    code += "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
-    arguments = [*command, "--out", str(tmp_path)] if command[0] == "record" else [*command, str(tmp_path)]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    done = spawn_light(*command, *(["--out"] if command[0] == "record" else []), tmp_path)
     check_error(done, 1, [f"{tmp_path}: process ", " is writing to it"])
     lock.release()
 
@@ -107,11 +105,11 @@ def test_a_second_writer_is_told_before_anything_heavy_is_imported(tmp_path, com
 def test_a_recorder_that_is_terminated_ends_cleanly_and_goes_on(tmp_path):
     out = tmp_path / "d"
     command = [*COMMAND, *MAZE, "--out", str(out), "--episodes", "100000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=programs.environment())
     try:
-        assert wait_until((out / "index.jsonl").exists, 60)
+        assert wait_until((out / "index.jsonl").exists)
         process.terminate()
-        error = process.communicate(timeout=20)[1]
+        error = process.communicate(timeout=120)[1]
     finally:
         process.kill()
     assert process.returncode == 143

@@ -17,7 +17,7 @@ def road(tmp_path_factory):
     out = folder / "demo"
     with Watch(folder / "tmp") as watch:
         command = [*COMMAND, "demo", "--config", "tiny", "--out", str(out), *SMALL]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=watch.environment, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=watch.environment, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     (folder / "demo.left").write_text("\n".join(watch.left(out)))
     return out

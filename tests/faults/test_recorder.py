@@ -6,7 +6,6 @@ import multiprocessing
 import multiprocessing.util
 import re
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,8 @@ from worldvq.recording.config import RecordConfig
 from worldvq.recording.record import episode_seed, play
 from worldvq.stages.record import record
 
-TIMEOUT = 1.0
+TIMEOUT = 2.0
+"""Where an environment hangs: one that does not is never so long between two steps, however busy the machine."""
 SEED = 1
 FAILED = episode_seed(SEED, 2)
 ERRORS = {
@@ -50,21 +50,22 @@ def diary(tmp_path, monkeypatch):
     yield folder
     started = [int(path.name.rpartition("-")[2]) for what in ("built", "engine") for path in folder.glob(f"{what}-*")]
     assert started
-    assert wait_until(lambda: not any(map(is_running, started)), 3), "a process is left"
+    assert wait_until(lambda: not any(map(is_running, started))), "a process is left"
     assert not list(temporary.iterdir())
     assert not [pid for pid in started if f"toy-engine-{pid}" in shared_memory()]
     assert not multiprocessing.active_children()
 
 
 def run(out: Path, env: EnvConfig, **changes) -> EpisodeStore:
-    settings = {"frames": None, "episodes": 5, "workers": 2, "seed": SEED, "timeout": TIMEOUT, "policy": "random"}
+    timeout = TIMEOUT if env.kwargs.get("fail") == "hang" else 120.0
+    settings = {"frames": None, "episodes": 5, "workers": 2, "seed": SEED, "timeout": timeout, "policy": "random"}
     record(env, RecordConfig(**{**settings, **changes}), out, progress=False).close()
     return EpisodeStore.open(out)
 
 
-def times(diary: Path, what: str) -> list[float]:
-    """When, on the clock of files, something was noted."""
-    return sorted(path.stat().st_mtime for path in diary.glob(f"{what}-*"))
+def built(diary: Path) -> list[Path]:
+    """What each environment left that was built."""
+    return list(diary.glob("built-*"))
 
 
 def check_whole(store: EpisodeStore, episodes: int, interrupted: dict[int, int], length: int = 9) -> None:
@@ -94,8 +95,7 @@ def test_a_step_that_fails_costs_the_rest_of_one_episode(tmp_path, diary, capfd,
     assert lines == [
         f"worldvq: '{ID}', episode 2, seed {FAILED}: {error}; interrupted after 3 steps, its worker is replaced"
     ]
-    (failed,), built = times(diary, "failed"), times(diary, "built")
-    assert built[-1] - failed < (TIMEOUT if how == "hang" else 0) + 2
+    assert len(built(diary)) == 3  # two workers, and another one for that which failed
 
 
 @pytest.mark.parametrize("how", ERRORS)
@@ -113,16 +113,15 @@ def test_a_reset_that_fails_is_tried_again_and_then_with_another_seed(tmp_path, 
 def test_a_worker_whose_environment_cannot_be_built_is_replaced(tmp_path, diary, how):
     store = run(tmp_path / "d", toy(fail=how, fail_at="constructor", pause=0.05, diary=str(diary), engine=True))
     check_whole(store, 5, {})
-    (failed,), built = times(diary, "failed"), times(diary, "built")
-    assert len(built) == 3 and built[-1] - failed < (TIMEOUT if how == "hang" else 0) + 2
+    assert len(built(diary)) == 3
 
 
 @pytest.mark.parametrize("how", ["hang", "segfault", "unpicklable"])
 def test_an_environment_that_cannot_begin_is_refused_before_anything_is_written(tmp_path, diary, how):
-    begun, error = time.monotonic(), re.escape(ERRORS[how].replace("STEP", "reset"))
+    error = re.escape(ERRORS[how].replace("STEP", "reset"))
     with pytest.raises(UsageError, match=f"'{ID}' .*cannot begin an episode: .*{error}"):
         run(tmp_path / "d", toy(fail=how, fail_at="reset", diary=str(diary), engine=True))
-    assert time.monotonic() - begun < TIMEOUT + 4 and not (tmp_path / "d").exists()
+    assert len(built(diary)) == 1 and not (tmp_path / "d").exists()
 
 
 def test_an_environment_that_always_fails_ends_the_recording(tmp_path, diary):
@@ -159,7 +158,7 @@ def test_failures_are_the_same_with_any_number_of_workers(tmp_path, diary):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_slow_is_not_hung(tmp_path, diary, workers):
     """A deadline is for one step; an episode may take as long as it likes."""
-    store = run(tmp_path / "d", toy(pause=0.3, diary=str(diary)), episodes=2, workers=workers, timeout=1.0)
+    store = run(tmp_path / "d", toy(pause=0.25, diary=str(diary)), episodes=2, workers=workers, timeout=2.0)
     check_whole(store, 2, {})
 
 

@@ -102,5 +102,5 @@ def test_a_torn_last_line_of_the_metrics_is_dropped_and_seconds_go_on(tmp_path):
     assert run(out, 1) == [0]
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    assert 1000 < rows[6]["seconds"] < 1100
+    assert 1000 < rows[6]["seconds"] < rows[8]["seconds"] < 10_000
     assert_global_batches_are_right(out)

@@ -1,13 +1,20 @@
 """Tokenizing that is ended goes on where it was, and several processes write what one does."""
 
 import os
-import shutil
 import signal
-import time
 
 import pytest
-from support.command_line import run
-from support.fault_tools import Command, Watch, hashes, launch, only_slow, start_ranks, wait_until
+from support.command_line import run, succeed
+from support.fault_tools import (
+    Command,
+    Watch,
+    forget_what_the_launcher_leaves,
+    hashes,
+    launch,
+    only_slow,
+    start_ranks,
+)
+from support.hold import Hold
 
 from worldvq.data.tokens import TokenStore
 from worldvq.files.lock import Lock
@@ -36,41 +43,24 @@ def listed(out):
     return sorted(int(line.split(":")[1].split(",")[0]) for line in lines if line.endswith("\n"))
 
 
-def end_in_the_middle(start, out, total, signum):
-    """Start processes, end them when each has written something, and return their exit codes and how long it took."""
-    for _ in range(10):
-        commands = start()
-
-        def all_at_work() -> bool:
-            at_work = [index for index in out.glob("index*.jsonl") if index.stat().st_size]
-            return len(at_work) == len(commands) or not any(command.is_running() for command in commands)  # noqa: B023
-
-        assert wait_until(all_at_work, 60, every=0.0005)
-        begun = time.monotonic()
-        for command in commands:
-            command.send(signum)
-        codes = [command.wait(10) for command in commands]
-        if 0 not in codes and len(listed(out)) < total:  # or all was done before the signal came
-            return codes, time.monotonic() - begun
-        shutil.rmtree(out)
-    raise AssertionError("every run was over before its signal came")
+def hold(tmp_path):
+    """Where a process has written its second episode."""
+    return Hold(tmp_path / "hold", "worldvq.data.tokens:TokenStore.write", 2)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL, *map(only_slow, (signal.SIGUSR1, signal.SIGINT))])
 def test_what_was_committed_is_not_tokenized_again(road, tmp_path, written, signum):
-    out, total = tmp_path / "tokens", len(listed(road / "data"))
+    out, second, killed = tmp_path / "tokens", hold(tmp_path), signum == signal.SIGKILL
     with Watch(tmp_path / "tmp") as watch:
-        (code,), seconds = end_in_the_middle(
-            lambda: [Command(tmp_path / "log", *arguments(road, out), watch=watch)], out, total, signum
-        )
-        killed = signum == signal.SIGKILL
-        assert code == (-signum if killed else 128 + signum) and seconds < 10
+        command = Command(tmp_path / "log", *arguments(road, out), watch=watch, **second.environment)
+        second.wait()
+        command.send(signum)
+        assert command.wait() == (-signum if killed else 128 + signum)
         assert watch.left(*([] if killed else [out])) == []
-        kept = listed(out)
-        result = run(*arguments(road, out))
-        assert result.returncode == 0, result.stderr
+        assert listed(out) == [0, 1]
+        succeed(*arguments(road, out))
         assert watch.left(out) == []
-    assert kept and sorted(written + kept) == list(range(total))
+    assert written == listed(road / "data")[2:]
     assert hashes(out) == hashes(road / "tokens")
 
 
@@ -79,17 +69,17 @@ def test_what_was_committed_is_not_tokenized_again(road, tmp_path, written, sign
 def test_several_processes_write_what_one_does_and_are_continued_by_another_number(
     road, tmp_path, written, signum, count
 ):
-    out, total = tmp_path / "tokens", len(listed(road / "data"))
+    out, second = tmp_path / "tokens", hold(tmp_path)
     with Watch(tmp_path / "tmp") as watch:
-        codes, seconds = end_in_the_middle(
-            lambda: start_ranks(tmp_path / "log", 2, *arguments(road, out), watch=watch), out, total, signum
-        )
-        assert codes == [-signum if signum == signal.SIGKILL else 128 + signum] * 2 and seconds < 10
-        kept = listed(out)
+        ranks = start_ranks(tmp_path / "log", 2, *arguments(road, out), watch=watch, **second.environment)
+        second.wait(2)
+        for rank in ranks:
+            rank.send(signum)
+        assert [rank.wait() for rank in ranks] == [-signum if signum == signal.SIGKILL else 128 + signum] * 2
+        assert listed(out) == [0, 1, 2, 3]
         if count == 1:
-            result = run(*arguments(road, out))
-            assert result.returncode == 0, result.stderr
-            assert kept and sorted(written + kept) == list(range(total))
+            succeed(*arguments(road, out))
+            assert written == listed(road / "data")[4:]
         else:
             ranks = start_ranks(tmp_path / "log", count, *arguments(road, out), watch=watch)
             assert [rank.wait() for rank in ranks] == [0] * count, [rank.log.read_text() for rank in ranks]
@@ -109,20 +99,19 @@ def test_three_processes_from_start_to_end(road, tmp_path):
 
 
 @pytest.mark.only_slow
-@pytest.mark.parametrize("signum", [signal.SIGTERM])
-def test_under_accelerate_launch(road, tmp_path, signum):
-    out, total = tmp_path / "tokens", len(listed(road / "data"))
+def test_under_accelerate_launch(road, tmp_path):
+    out, second = tmp_path / "tokens", hold(tmp_path)
     with Watch(tmp_path / "tmp") as watch:
+        process = launch(tmp_path / "log", *arguments(road, out), watch=watch, **second.environment)
+        second.wait(2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) != 0 and listed(out) == [0, 1, 2, 3]
+        forget_what_the_launcher_leaves(watch)
+        assert watch.left(out) == []
         process = launch(tmp_path / "log", *arguments(road, out), watch=watch)
-        assert wait_until(lambda: listed(out) or process.poll() is not None, 60, every=0.001)
-        process.send_signal(signum)
-        begun = time.monotonic()
-        ended = process.wait(20)
-        assert time.monotonic() - begun < 10 and (ended != 0) == (len(listed(out)) < total)
-        assert [name for name in watch.left(out) if "torchelastic_" not in name] == []  # that is the launcher's own
-        process = launch(tmp_path / "log", *arguments(road, out), watch=watch)
-        assert process.wait(60) == 0, (tmp_path / "log").read_text()
-        assert [name for name in watch.left(out) if "torchelastic_" not in name] == []
+        assert process.wait(120) == 0, (tmp_path / "log").read_text()
+        forget_what_the_launcher_leaves(watch)
+        assert watch.left(out) == []
     assert hashes(out) == hashes(road / "tokens")
 
 

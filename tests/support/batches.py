@@ -88,9 +88,15 @@ class TokenBatches(Batches):
         return TokenClip(tokens, actions, yes.float(), ~yes, yes, yes)
 
 
-class Slow(Noted):
-    """Batches that take their time, so that a signal meets a step under way."""
+class Held(Noted):
+    """Batches that wait at a step, if one is given, until there is a file ``go`` beside the notes."""
+
+    def __init__(self, batch_size: int, notes: Path, held_at: int | None):
+        super().__init__(batch_size, notes)
+        self.held_at, self.go = held_at, notes.with_name("go")
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Any:
-        time.sleep(0.05)
-        return super().batch(step, rank, world)
+        clip = super().batch(step, rank, world)
+        while self.count and step == self.held_at and not self.go.exists():
+            time.sleep(0.01)
+        return clip

@@ -9,6 +9,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from support import programs
 
 SMALL = [
     *("record.frames=600", "env.max_steps=20", "env.size=[16,16]", "tokenizer.frame_size=[16,16]"),
@@ -81,7 +84,7 @@ class Watch:
         temporary.mkdir(parents=True, exist_ok=True)
         self.temporary = temporary
         self.mark = {MARKER: str(temporary), "TMPDIR": str(temporary)}
-        self.environment = {**os.environ, **self.mark}
+        self.environment = programs.environment(**self.mark)
 
     def __enter__(self) -> Watch:
         self._memory = shared_memory()
@@ -98,7 +101,7 @@ class Watch:
                 os.environ[name] = value
         tempfile.tempdir = None
 
-    def left(self, *folders: Path, seconds: float = 3.0) -> list[str]:
+    def left(self, *folders: Path) -> list[str]:
         """Processes, shared memory and temporary files, there and in these folders, that are still there after a while.
 
         Shared memory may be that of other programs, so only what PyTorch, Python and semaphores leave counts.
@@ -113,7 +116,7 @@ class Watch:
             found[:] = [*(f"{p.pid} {p.cmdline()}" for p in running), *memory, *map(str, files)]
             return not found
 
-        wait_until(gone, seconds, every=0.05)
+        wait_until(gone, every=0.05)
         return found
 
 
@@ -132,7 +135,7 @@ class Command:
         if spawn:
             with log.open("wb") as file:
                 command = [sys.executable, "-m", "worldvq.cli", *words]
-                self._process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **given})
+                self._process = subprocess.Popen(command, stdout=file, stderr=file, env=programs.environment(**given))
         else:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["worldvq.stages.road", "scipy.linalg"])
@@ -153,11 +156,11 @@ class Command:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signum)
 
-    def wait(self, seconds: float = 60.0) -> int:
+    def wait(self) -> int:
         """Exit code; minus the number of a signal that ended it."""
-        if not wait_until(lambda: self._code() is not None, seconds):
+        if not wait_until(lambda: self._code() is not None):
             os.kill(self.pid, signal.SIGKILL)
-            raise AssertionError(f"still running after {seconds} s: {self.log.read_text()}")
+            raise AssertionError(f"still running: {self.log.read_text()}")
         code = self._code()
         assert code is not None
         return code
@@ -169,8 +172,10 @@ def _run_command(arguments: list[str], environment: dict[str, str], log: str) ->
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
+    from support.hold import install
     from worldvq.cli.main import main
 
+    install()
     main(arguments)
 
 
@@ -180,23 +185,31 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_ranks(log: Path, count: int, *arguments: object, watch: Watch) -> list[Command]:
+def start_ranks(log: Path, count: int, *arguments: object, watch: Watch, **environment: object) -> list[Command]:
     """The same command in processes that know each other, as torchrun starts them."""
-    where = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    where = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), **environment}
     return [
         Command(log.with_suffix(f".{rank}"), *arguments, watch=watch, RANK=rank, LOCAL_RANK=rank, **where)
         for rank in range(count)
     ]
 
 
-def launch(log: Path, *words: object, watch: Watch) -> subprocess.Popen:
-    """A command line on two processes, as people start it."""
+def launch(log: Path, *words: object, watch: Watch, **environment: object) -> subprocess.Popen:
+    """A command line on two processes, as people start it, unless its environment says where to hold it."""
+    module = "support.hold" if environment else "worldvq.cli"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines=1", "--mixed_precision=no"]
     command += ["--multi_gpu", "--num_processes=2", "--num_cpu_threads_per_process=1", "--dynamo_backend=no"]
-    command += [f"--main_process_port={free_port()}", "-m", "worldvq.cli", *map(str, words)]
-    environment = {**os.environ, **watch.mark, "ACCELERATE_USE_CPU": "true"}
+    command += [f"--main_process_port={free_port()}", "-m", module, *map(str, words)]
+    given = programs.environment(ACCELERATE_USE_CPU="true", **watch.mark, **environment)
     with log.open("wb") as file:
-        return subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+        return subprocess.Popen(command, env=given, stdout=file, stderr=file)
+
+
+def forget_what_the_launcher_leaves(watch: Watch) -> None:
+    """Torchrun leaves a folder for logs when it does not end well."""
+    for folder in watch.temporary.glob("torchelastic_*"):
+        assert not [path for path in folder.rglob("*") if path.is_file() and path.name != "error.json"]
+        shutil.rmtree(folder)
 
 
 def hashes(folder: Path) -> dict[str, str]:

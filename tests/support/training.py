@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from support.batches import Noted, Scenes, Slow, TokenBatches
+from support.batches import Held, Noted, Scenes, TokenBatches
 from support.fault_tools import free_port, wait_until
 from support.tokenizers import make_tokenizer
 from worldvq.errors import WorldVQError
@@ -45,13 +45,13 @@ class Job:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, signum)
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self) -> int:
         """Exit code; negative for the signal that ended it."""
-        self.process.join(seconds)
+        self.process.join(300)
         if self.process.exitcode is None:
             self.kill(signal.SIGKILL)
             self.process.join()
-            raise AssertionError(f"still running after {seconds} s: {self.log.read_text()}")
+            raise AssertionError(f"still running: {self.log.read_text()}")
         return self.process.exitcode
 
 
@@ -80,16 +80,16 @@ def start(count: int, log: Path, function: Any, *arguments: Any, **environment: 
     return jobs
 
 
-def finish(jobs: list[Job], seconds: float = 60) -> list[int]:
-    """Exit codes. When one fails, the others are given a while and then killed, as torchrun does."""
-    wait_until(
-        lambda: any(job.process.exitcode for job in jobs) or all(job.process.exitcode == 0 for job in jobs), seconds
-    )
-    if any(job.process.exitcode for job in jobs):
-        wait_until(lambda: all(job.process.exitcode is not None for job in jobs), 5)
+def finish(jobs: list[Job]) -> list[int]:
+    """Exit codes. When one is killed, the others are given a while and then killed too, as torchrun does."""
+    killed = lambda: any((job.process.exitcode or 0) < 0 for job in jobs)  # noqa: E731
+    ended = lambda: all(job.process.exitcode is not None for job in jobs)  # noqa: E731
+    wait_until(lambda: killed() or ended(), 300)
+    if killed():
+        wait_until(ended, 5)
         for job in jobs:
             job.kill()
-    return [job.wait(seconds) for job in jobs]
+    return [job.wait() for job in jobs]
 
 
 def train(out: str, settings: dict[str, Any], kill_at: int | None = None, killed_rank: int = 0) -> None:
@@ -135,8 +135,10 @@ def train_dynamics(out: str, settings: dict[str, Any], prior_kind: str = "transf
     fit(dynamics(prior_kind), dynamics_loss, TokenBatches(8), TrainConfig(**settings), Path(out), summary="test")
 
 
-def train_slowly(out: str, settings: dict[str, Any], signalled_in: str = "", signum: int = 0) -> None:
-    """Train; if asked, a signal comes to this very process while it saves or draws."""
+def train_held(
+    out: str, settings: dict[str, Any], held_at: int | None = None, signalled_in: str = "", signum: int = 0
+) -> None:
+    """Train; if asked, wait at a step, or have a signal come to this very process while it saves or draws."""
     from worldvq.training import fit as module
 
     def signalled(work: Any) -> Any:
@@ -158,7 +160,7 @@ def train_slowly(out: str, settings: dict[str, Any], signalled_in: str = "", sig
         checkpoints.write_atomic = signalled(checkpoints.write_atomic)
     rank = int(os.environ.get("RANK", "0"))
     Path(out).mkdir(parents=True, exist_ok=True)
-    batches = Slow(settings["batch_size"], Path(out) / f"ids.{rank}")
+    batches = Held(settings["batch_size"], Path(out) / f"ids.{rank}", held_at)
     module.fit(
         make_tokenizer(),
         tokenizer_loss,
@@ -177,7 +179,7 @@ if __name__ == "__main__":  # by a launcher: as a command line ends, with one li
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     try:
-        train_slowly(sys.argv[1], json.loads(sys.argv[2]))
+        train_held(sys.argv[1], json.loads(sys.argv[2]))
     except WorldVQError as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         sys.exit(error.exit_code)

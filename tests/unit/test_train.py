@@ -136,7 +136,7 @@ def test_two_processes_train_as_one(tmp_path):
         launch += ["--multi_gpu", "--main_process_port=0"] if processes > 1 else ["--cpu"]
         environment = programs.environment(OMP_NUM_THREADS=1, ACCELERATE_USE_CPU="true")
         done = subprocess.run(
-            [*launch, str(script), str(out)], capture_output=True, text=True, timeout=240, env=environment, check=False
+            [*launch, str(script), str(out)], capture_output=True, text=True, timeout=600, env=environment, check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
         outcomes.append([read_tensors(path) for path in sorted(out.glob("rank*.safetensors"))])
