@@ -97,6 +97,7 @@ def train_rank(rank, world, where):
     states = [train_share(options, rank, world) for options in SHARED]
     tensors = {f"{index}.{name}": value for index, state in enumerate(states) for name, value in state.items()}
     save_file({name: value.contiguous() for name, value in tensors.items()}, f"{where}/{rank}.safetensors")
+    dist.barrier()  # nobody leaves while another one reads what it sent
     dist.destroy_process_group()
 
 

@@ -44,11 +44,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     resumed = run(tmp_path / "cut")
     assert hash_module(resumed) == hash_module(whole)
     rows = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
-    assert (
-        [row["step"] for row in rows] == [2, 4, 6]
-        or [row["step"] for row in rows] == [2, 6, 6]
-        or rows[-1]["step"] == 6
-    )
+    assert [row["step"] for row in rows] == [2, 4, 6]  # the fourth step was logged before the cut, and again
     assert {"loss", "psnr", "perplexity", "learning_rate", "clips_per_second", "seconds"} <= rows[-1].keys()
 
 

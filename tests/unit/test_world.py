@@ -260,8 +260,12 @@ def test_a_tokenizer_alone_comes_back_too(world, tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_devices_by_name():
+def test_devices_by_name(monkeypatch):
     assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
     with pytest.raises(UsageError, match="device 'cuda:99'"):
         resolve_device("cuda:99")
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)  # as if there were such a device
+    for cuda, mps, device in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert resolve_device("auto") == torch.device(device)
