@@ -20,7 +20,7 @@ WORLDS = (
     *("worldvq/Maze-v0", "CartPole-v1", "CarRacing-v3", "ALE/Breakout-v5", "ALE/MontezumaRevenge-v5"),
     *("MiniWorld-OneRoom-v0", "MiniWorld-Maze-v0", "minigrid:MiniGrid-DoorKey-8x8-v0", "HalfCheetah-v5"),
     *("highway_env:highway-v0", "gymnasium_robotics:FetchPickAndPlace-v4", "dm_control/cartpole-swingup-v0"),
-    *("VizdoomMyWayHome-v1", "VizdoomBasic-v1", "VizdoomCorridor-v1", "VizdoomDefendCenter-v1"),
+    *("VizdoomMyWayHome-v1", "VizdoomBasic-v1", "VizdoomDeadlyCorridor-v1", "VizdoomDefendCenter-v1"),
     *("VizdoomDefendLine-v1", "VizdoomHealthGathering-v1", "VizdoomHealthGatheringSupreme-v1"),
     *("VizdoomPredictPosition-v1", "VizdoomTakeCover-v1", "VizdoomDeathmatch-v1", "VizdoomMyWayHome-MultiBinary-v1"),
 )

@@ -266,7 +266,8 @@ def _make(config: EnvConfig, kwargs: dict[str, Any]) -> gymnasium.Env:
         raise UsageError(f"'{env_id}' needs a package that is not installed: {_line(error)}{hint}") from None
     except Exception as error:
         given = f" with env.kwargs {kwargs}" if kwargs else ""
-        raise UsageError(f"'{env_id}'{given} cannot be built: {type(error).__name__}: {_line(error)}") from error
+        problem = _line(error) or "it says no more; --debug shows where"
+        raise UsageError(f"'{env_id}'{given} cannot be built: {type(error).__name__}: {problem}") from error
     for path in config.wrappers:
         env = _wrap(env, path)
     return env
