@@ -1,4 +1,4 @@
-"""``worldvq data info|verify|preview|merge``."""
+"""``worldvq data info|verify|preview|merge|import|export``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from worldvq.errors import RunError
+from worldvq.errors import RunError, UsageError
 
 app = typer.Typer()
-data_app = typer.Typer(help="Look at a dataset, check it, draw it.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at a dataset, check it, draw it, make one of videos.", no_args_is_help=True)
+import_app = typer.Typer(help="Make a dataset of something else.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+data_app.add_typer(import_app, name="import")
 
 
 @data_app.command("info")
@@ -63,3 +65,91 @@ def preview_command(
 
     for path in preview(data, out or data.with_name(data.name + "-preview")):
         print(path)
+
+
+@import_app.command("videos")
+def import_videos_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of mp4, webm, gif, mov, avi or mkv files, one an episode.")],
+    out: Annotated[Path, typer.Option(help="Folder of the dataset; an interrupted import is continued.")],
+    actions: Annotated[
+        Path | None,
+        typer.Option(
+            help="A .csv or .jsonl table, or a folder with NAME.npy for every video: action t leads from frame t to "
+            "frame t + 1. [default: actions.csv or NAME.npy in FOLDER, if there; else no actions]"
+        ),
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Side of the stored frames, 64 or 48x64. [default: 64]")] = None,
+    fit: Annotated[str, typer.Option(help="Where shapes differ: squash, pad (black bars) or crop.")] = "squash",
+    every: Annotated[int, typer.Option(min=1, help="Keep one of so many frames; actions are those between them.")] = 1,
+    num_actions: Annotated[
+        int | None, typer.Option(min=1, help="Choices there are. [default: those that occur]")
+    ] = None,
+    action_names: Annotated[
+        str | None, typer.Option(help="Of the choices, in order: left,right,fire. [default: as in the table, sorted]")
+    ] = None,
+    low: Annotated[
+        str | None,
+        typer.Option(help="Lower bounds of real actions, --low=-1 or --low=-1,0. [default: least that occurs]"),
+    ] = None,
+    high: Annotated[str | None, typer.Option(help="Upper bounds. [default: most that occurs]")] = None,
+    heldout_every: Annotated[
+        int | None, typer.Option(min=2, help="Every so many-th episode is for evaluation only. [default: 10]")
+    ] = None,
+) -> None:
+    """Make a dataset of videos and a table of actions.
+
+    Example: worldvq data import videos clips --actions clips.csv --out runs/mine/data
+    """
+    from worldvq.cli.record import _parse_size
+    from worldvq.data.formats.action_values import SpaceOptions
+    from worldvq.data.formats.videos import import_videos
+    from worldvq.media.fit import FITS
+    from worldvq.recording.config import RecordConfig
+
+    if fit not in FITS:
+        raise UsageError(f"--fit {fit}: {', '.join(FITS)}")
+    names = tuple(name.strip() for name in action_names.split(",")) if action_names else ()
+    store = import_videos(
+        folder,
+        out,
+        actions,
+        size=_pair(_parse_size(size)) if size else None,
+        fit=fit,
+        every=every,
+        options=SpaceOptions(num_actions, names, _numbers("--low", low), _numbers("--high", high)),
+        heldout_every=heldout_every,
+        compression=RecordConfig().compression,
+    )
+    with store:
+        heldout = store.numbers("heldout")
+        print(f"{out}: {len(store)} episodes, {store.num_frames} frames, {len(heldout)} episodes held out")
+        if not heldout:
+            print(f"nothing is held out to evaluate on: --heldout-every {len(store)} holds out one episode")
+
+
+@data_app.command("export")
+def export_command(
+    data: Annotated[Path, typer.Argument(help="Folder of a dataset.")],
+    out: Annotated[Path, typer.Option(help="Folder of the videos and the table; an interrupted export is continued.")],
+    fps: Annotated[float, typer.Option(min=0.1, help="Frames a second.")] = 15,
+    scale: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pixels of the video a pixel of a frame. [default: 4, from 97 pixels on 2]"),
+    ] = None,
+) -> None:
+    """Write a dataset as mp4 videos and actions.csv, which `data import videos` reads again."""
+    from worldvq.data.formats.exported import TABLE, export_videos
+
+    videos = export_videos(data, out, fps, scale)
+    print(f"{out}: {len(videos)} videos and {TABLE}; as a dataset again: worldvq data import videos {out} --out DIR")
+
+
+def _pair(sides: list[int]) -> tuple[int, int]:
+    return sides[0], sides[1]
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise UsageError(f"{option} {text}: write a number, or numbers with commas between") from None

@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from worldvq.config.fields import Config, NonNegativeInt, PositiveInt, Side
 
+IMPORTED = "videos:"
+"""What the id of a dataset begins with that was imported from videos: nobody can play it."""
+
 
 class EnvConfig(Config):
     """Which environment, and how it becomes a stream of frames and actions."""

@@ -80,8 +80,7 @@ class Store(Generic[M]):
             RunError: Another process is writing to it.
         """
         path = Path(path)
-        if path.exists() and (not path.is_dir() or _strangers(path)) and not (path / cls.meta_file).is_file():
-            raise UsageError(f"{path} holds other files and no {cls.what}; give a new or an empty folder")
+        cls.refuse_strangers(path)
         refuse_links(path)
         with disk_errors(path):
             (path / "episodes").mkdir(parents=True, exist_ok=True)
@@ -118,6 +117,12 @@ class Store(Generic[M]):
             raise
         store._shard = shard
         return store
+
+    @classmethod
+    def refuse_strangers(cls, path: Path) -> None:
+        """Raise a UsageError where a store would be made in a folder that holds something else."""
+        if path.exists() and (not path.is_dir() or _strangers(path)) and not (path / cls.meta_file).is_file():
+            raise UsageError(f"{path} holds other files and no {cls.what}; give a new or an empty folder")
 
     @classmethod
     def _read_meta(cls, path: Path) -> Any:

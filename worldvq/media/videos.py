@@ -15,6 +15,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ _CODECS = {
 }
 
 
-def _ffmpeg() -> str:
+def ffmpeg() -> str:
     """Path of ffmpeg; the package imageio-ffmpeg brings one."""
     try:
         import imageio_ffmpeg
@@ -65,7 +66,8 @@ def _filters(suffix: str, scale: int) -> str:
     return f"{resize}{even},scale=flags=accurate_rnd+full_chroma_int{_TO_YUV}"
 
 
-def _last_line(text: bytes) -> str:
+def last_line(text: bytes) -> str:
+    """Return the last line that ffmpeg wrote."""
     lines = [line.strip() for line in text.decode(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "no message"
 
@@ -84,7 +86,7 @@ def _encode(
     sink = ["-vf", _filters(suffix, scale), "-fps_mode", "passthrough", *_CODECS[suffix], "-f", suffix[1:], str(path)]
     count = 0
     with tempfile.TemporaryFile() as messages:
-        command = [_ffmpeg(), "-v", "error", "-nostdin", "-y", *source, *sink]
+        command = [ffmpeg(), "-v", "error", "-nostdin", "-y", *source, *sink]
         try:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=messages)
         except OSError as error:
@@ -111,8 +113,36 @@ def _encode(
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             if os.strerror(errno.ENOSPC).encode() in text:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            raise RunError(f"ffmpeg failed with status {status}: {_last_line(text)}")
+            raise RunError(f"ffmpeg failed with status {status}: {last_line(text)}")
     return count
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What decoding a video gave: when each frame is shown, in seconds, and the frames' size (H, W)."""
+
+    times: tuple[float, ...]
+    size: tuple[int, int]
+
+
+def decode_times(path: Path) -> Decoded:
+    """Decode a video to its end and return when each of its frames is shown; what its header says is not believed.
+
+    Raises:
+        RunError: The file is missing or does not decode to its end.
+    """
+    # Nothing but this file: what pretends to be a video may be a playlist that names others.
+    source = ["-protocol_whitelist", "file", "-i", str(path.absolute()), "-an", "-sn", "-dn"]
+    command = [ffmpeg(), "-v", "error", "-nostdin", "-xerror", *source, "-fps_mode", "passthrough"]
+    result = subprocess.run([*command, "-f", "framecrc", "-"], capture_output=True, check=False)
+    text = result.stdout.decode(errors="replace")
+    size = re.search(r"^#dimensions 0: (\d+)x(\d+)", text, re.MULTILINE)
+    tick = re.search(r"^#tb 0: (\d+)/(\d+)", text, re.MULTILINE)
+    if result.returncode != 0 or size is None or tick is None:
+        raise RunError(f"{path.name} does not decode: {last_line(result.stderr)}")
+    seconds = int(tick[1]) / int(tick[2])
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return Decoded(tuple(int(line.split(",")[2]) * seconds for line in lines), (int(size[2]), int(size[1])))
 
 
 def probe_video(path: Path) -> tuple[int, int, int]:
@@ -121,14 +151,8 @@ def probe_video(path: Path) -> tuple[int, int, int]:
     Raises:
         RunError: The file is missing or does not decode to its end.
     """
-    command = [_ffmpeg(), "-v", "error", "-nostdin", "-xerror", "-i", str(path), "-fps_mode", "passthrough"]
-    result = subprocess.run([*command, "-f", "framecrc", "-"], capture_output=True, check=False)
-    text = result.stdout.decode(errors="replace")
-    size = re.search(r"^#dimensions 0: (\d+)x(\d+)", text, re.MULTILINE)
-    if result.returncode != 0 or size is None:
-        raise RunError(f"{path.name} does not decode: {_last_line(result.stderr)}")
-    count = sum(1 for line in text.splitlines() if line and not line.startswith("#"))
-    return count, int(size[2]), int(size[1])
+    decoded = decode_times(path)
+    return len(decoded.times), *decoded.size
 
 
 def _check_written(path: Path, count: int, size: tuple[int, int]) -> None:

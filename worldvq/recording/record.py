@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from worldvq.config.env import EnvConfig
+from worldvq.config.env import IMPORTED, EnvConfig
 from worldvq.config.yaml_loading import build
 from worldvq.data.episode_files import IndexEntry, file_name, read_index
 from worldvq.data.episodes import DatasetMeta, EpisodeStore, write_episode
@@ -69,6 +69,7 @@ def record(
         RunError: The environment keeps failing, the disk is full, or somebody else is recording into ``out``.
             Committed episodes stay.
     """
+    _refuse_videos(env, out)
     check_policy(config.policy)
     if config.frames is None and config.episodes is None:
         raise UsageError("nothing to record: set record.frames or record.episodes")
@@ -118,10 +119,19 @@ def settings_of(out: Path) -> tuple[EnvConfig, RecordConfig]:
         UsageError: There is no dataset.
     """
     meta = EpisodeStore.open(out).meta
+    _refuse_videos(meta.env, out)
     policy, _, hold = meta.policy.partition(" ")
     kept = {"policy": policy, "hold": hold} if policy == "held" and hold else {"policy": meta.policy}
     kept |= {"seed": meta.seed, "heldout_every": meta.heldout_every, "compression": meta.compression}
     return meta.env, build(RecordConfig, kept, str(out / EpisodeStore.meta_file))
+
+
+def _refuse_videos(env: EnvConfig, out: Path) -> None:
+    if env.id.startswith(IMPORTED):
+        raise UsageError(
+            f"'{env.id}' are videos, which nobody can play: add yours to the folder and import it again "
+            f"(worldvq data import videos FOLDER --out {out}), or record an environment into another folder"
+        )
 
 
 def _target(config: RecordConfig, shard: Shard) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from worldvq.errors import CorruptFileError, UsageError, did_you_mean
-from worldvq.files.reading import open_file, read_json
+from worldvq.files.arrays import read_array
+from worldvq.files.reading import read_json
 from worldvq.types import ActionSpace, as_tensor
 
 
@@ -48,7 +48,7 @@ def read_actions(path: Path, space: ActionSpace, num_steps: int) -> np.ndarray:
     if not path.is_file():
         raise UsageError(f"no such file of actions: {path}")
     try:
-        actions = _read_list(path, space) if path.suffix == ".json" else _read_array(path)
+        actions = _read_list(path, space) if path.suffix == ".json" else read_array(path)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     except Exception as error:  # on a broken header numpy raises errors of many types
@@ -64,22 +64,6 @@ def _read_list(path: Path, space: ActionSpace) -> np.ndarray:
     if not isinstance(rows, list):
         raise ValueError("it holds no list")
     return np.asarray([find_action(space, row) if isinstance(row, str) else row for row in rows])
-
-
-def _read_array(path: Path) -> np.ndarray:
-    """Read a .npy file of numbers; memory is taken only once the file was seen to be as long as it says."""
-    with open_file(path) as (file, size):
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"format {version} is not read")
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = header(file)
-        if dtype.kind not in "iufb":
-            raise ValueError(f"it holds {dtype}, not numbers; nothing is unpickled")
-        count, left = math.prod(shape), size - file.tell()
-        if count < 0 or count * dtype.itemsize != left:
-            raise ValueError(f"{list(shape)} {dtype} are not its {left:,} bytes")
-        return np.frombuffer(file.read(), dtype, count).reshape(shape, order="F" if fortran else "C")
 
 
 def check_actions(actions: np.ndarray, space: ActionSpace, source: str) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Datasets of other kinds, one file a foreign format."""
