@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.command_line import run
 from support.own_videos import folder_of_videos, frames_of, write_lossless
 
 from worldvq.config.env import EnvConfig
@@ -17,12 +18,14 @@ from worldvq.data.formats.action_values import SpaceOptions
 from worldvq.data.formats.exported import export_videos
 from worldvq.data.formats.videos import import_videos
 from worldvq.errors import UsageError
+from worldvq.media.videos import write_video
 from worldvq.types import ActionSpace, Episode
 
 SPACES = [
     ActionSpace("discrete", (5,)),
     ActionSpace("discrete", (3,), names=("left", "go, then stop", "2")),
     ActionSpace("multi_discrete", (4, 2)),
+    ActionSpace("multi_discrete", (2, 2), names=("jump", "left")),
     ActionSpace("box", low=(-1.0,), high=(1.0,)),
     ActionSpace("box", low=(-1.0, 0.0, float("-inf")), high=(1.0, 0.5, float("inf"))),
 ]
@@ -136,10 +139,11 @@ def test_other_tables_say_the_same(tmp_path, kind):
         (("action",), (["b", "a"]), {"names": ("b", "a", "c")}, ActionSpace("discrete", (3,), names=("b", "a", "c"))),
         (("action",), ([0, 1]), {"num_actions": 9}, ActionSpace("discrete", (9,))),
         (("action",), (["0.0", "1.0"]), {"num_actions": 2}, ActionSpace("discrete", (2,))),
-        (("action_a", "action_b"), ([0, 4], [1, 0]), {}, ActionSpace("multi_discrete", (2, 5))),
-        (("steer", "gas"), ([-0.5, 1], [0.25, 0]), {}, ActionSpace("box", low=(-0.5, 0), high=(0.25, 1))),
+        (("action_0", "action_1"), ([0, 4], [1, 0]), {}, ActionSpace("multi_discrete", (2, 5))),
+        (("action_a", "action_b"), ([0, 4], [1, 0]), {}, ActionSpace("multi_discrete", (2, 5), names=("a", "b"))),
+        (("u", "v"), ([-0.5, 1], [0.25, 0]), {}, ActionSpace("box", low=(-0.5, 0), high=(0.25, 1), names=("u", "v"))),
         (("action",), ([-1, 1]), {"low": (-1,), "high": (2,)}, ActionSpace("box", low=(-1,), high=(2,))),
-        (("u", "v"), ([0, 1], [1, 0]), {"low": (-1,), "high": (1, 2)}, ActionSpace("box", low=(-1, -1), high=(1, 2))),
+        (("0", "1"), ([0, 1], [1, 0]), {"low": (-1,), "high": (1, 2)}, ActionSpace("box", low=(-1, -1), high=(1, 2))),
     ],
 )  # fmt: skip
 def test_kinds_of_actions(tmp_path, columns, row, options, space):
@@ -150,7 +154,7 @@ def test_kinds_of_actions(tmp_path, columns, row, options, space):
     with import_videos(tmp_path / "v", tmp_path / "d", table, options=SpaceOptions(**options)) as store:
         assert store.action_space == space
         actions = store.read(0).actions
-    if space.names:
+    if space.kind == "discrete" and space.names:
         assert [[space.names[action]] for action in actions] == cells
     else:
         assert np.array_equal(actions.reshape(len(cells), -1), np.array(cells, np.float64))
@@ -238,12 +242,13 @@ def test_videos_may_be_added_at_the_end_and_nothing_may_have_changed(tmp_path):
     with pytest.raises(UsageError, match=r"says other things of b\.mkv than when it was imported: actions: .* has \[1"):
         import_videos(tmp_path / "v", out, table)
     write_csv(table, actions_of((3, 2, 4)))
-    with pytest.raises(UsageError, match=r"env\.kwargs\.fit: the dataset has 'squash', you ask for 'crop'"):
+    with pytest.raises(UsageError, match=r"env\.fit: the dataset has 'squash', you ask for 'crop'"):
         import_videos(tmp_path / "v", out, table, fit="crop")
     write_lossless(tmp_path / "v" / "b.mkv", frames_of(3, 16, 24, seed=77))
     with pytest.raises(UsageError, match=r"b\.mkv has changed since it was imported as episode 1"):
         import_videos(tmp_path / "v", out, table)
     (tmp_path / "v" / "b.mkv").unlink()
+    write_csv(table, [row for row in actions_of((3, 2, 4)) if row[0] != "b"])
     with pytest.raises(UsageError, match=r"episode 1 was imported from b\.mkv, which is now c\.mkv"):
         import_videos(tmp_path / "v", out, table)
     (tmp_path / "v").rename(tmp_path / "w")
@@ -277,3 +282,18 @@ def test_an_export_goes_on_and_keeps_to_its_dataset(tmp_path):
     with pytest.raises(UsageError, match="15x16 need an even --scale"):
         export_videos(tmp_path / "odd", tmp_path / "x", scale=3)
     assert files(out) == whole and files(tmp_path / "mine") == {"000000.mp4": b"mine"}
+
+
+def test_the_example_of_the_docs(tmp_path, monkeypatch):
+    blocks = (Path(__file__).resolve().parents[2] / "docs" / "videos.md").read_text().split("```")[1::2]
+    command = next(line for block in blocks for line in block.splitlines() if "import videos" in line)
+    table, said = (next(block for block in blocks if word in block) for word in ("episode,step", "-> 6 frames"))
+    monkeypatch.chdir(tmp_path)
+    for name, length in (("kitchen", 4), ("hall", 2)):
+        write_video(Path("clips") / f"{name}.mp4", frames_of(length, 720, 1280), fps=30)
+    Path("clips/actions.csv").write_text(table.removeprefix("csv\n"))
+    result = run(*command.split()[1:])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(said.removeprefix("\n"))
+    episode = EpisodeStore.open("runs/mine/data").read(1)
+    assert (episode.actions.tolist(), episode.rewards.tolist(), episode.terminated) == ([1, 0, 0], [0, 0, 1], True)

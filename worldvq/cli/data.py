@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from worldvq.cli.options import parse_size
 from worldvq.errors import RunError, UsageError
 
 app = typer.Typer()
@@ -100,7 +101,6 @@ def import_videos_command(
 
     Example: worldvq data import videos clips --actions clips.csv --out runs/mine/data
     """
-    from worldvq.cli.record import _parse_size
     from worldvq.data.formats.action_values import SpaceOptions
     from worldvq.data.formats.videos import import_videos
     from worldvq.media.fit import FITS
@@ -113,7 +113,7 @@ def import_videos_command(
         folder,
         out,
         actions,
-        size=_pair(_parse_size(size)) if size else None,
+        size=parse_size(size) if size else None,
         fit=fit,
         every=every,
         options=SpaceOptions(num_actions, names, _numbers("--low", low), _numbers("--high", high)),
@@ -121,9 +121,9 @@ def import_videos_command(
         compression=RecordConfig().compression,
     )
     with store:
-        heldout = store.numbers("heldout")
-        print(f"{out}: {len(store)} episodes, {store.num_frames} frames, {len(heldout)} episodes held out")
-        if not heldout:
+        heldout, plural = store.numbers("heldout"), "s" if len(store) > 1 else ""
+        print(f"{out}: {len(store)} episode{plural}, {store.num_frames} frames, {len(heldout)} held out")
+        if not heldout and len(store) > 1:
             print(f"nothing is held out to evaluate on: --heldout-every {len(store)} holds out one episode")
 
 
@@ -140,12 +140,9 @@ def export_command(
     """Write a dataset as mp4 videos and actions.csv, which `data import videos` reads again."""
     from worldvq.data.formats.exported import TABLE, export_videos
 
-    videos = export_videos(data, out, fps, scale)
-    print(f"{out}: {len(videos)} videos and {TABLE}; as a dataset again: worldvq data import videos {out} --out DIR")
-
-
-def _pair(sides: list[int]) -> tuple[int, int]:
-    return sides[0], sides[1]
+    count = len(export_videos(data, out, fps, scale))
+    print(f"{out}: {count} video{'s' if count > 1 else ''} and {TABLE}")
+    print(f"as a dataset again: worldvq data import videos {out} --out DIR")
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...]:

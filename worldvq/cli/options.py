@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from worldvq.errors import UsageError
+
 ConfigOption = Annotated[
     str, typer.Option("--config", "-c", help="A YAML file, or a shipped one: maze, doom, dmlab, tiny.")
 ]
@@ -22,3 +24,14 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.
 def runs(config: str) -> Path:
     """Folder of an experiment, unless said otherwise."""
     return Path("runs") / Path(config).stem
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return height and width of stored frames as ``--size`` says them, 64 or 48x64."""
+    parts = text.lower().split("x")
+    if not all(part.isdecimal() for part in parts) or len(parts) > 2:
+        raise UsageError(f"--size {text}: write 64, or height x width as in 84x84")
+    sides = int(parts[0]), int(parts[-1])
+    if any(side % 4 for side in sides):
+        raise UsageError(f"--size {text}: a tokenizer takes sides that divide by 4, for instance 64 or 84x84")
+    return sides

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from worldvq.cli.options import Overrides
+from worldvq.cli.options import Overrides, parse_size
 from worldvq.errors import UsageError
 
 app = typer.Typer()
@@ -83,7 +83,7 @@ def record_command(
         changes |= {"record.episodes": episodes, "record.frames": frames}
     changes |= {f"record.{key}": value for key, value in given.items() if value is not None}
     full = apply(base, changes, overrides or [])
-    sides = {} if size is None else {"size": _parse_size(size)}  # of the frames alone: there is no tokenizer yet
+    sides = {} if size is None else {"size": parse_size(size)}  # of the frames alone: there is no tokenizer yet
     if not part.is_whole:
         print(f"shard {part} of {out} (from {source})", flush=True)
     settings = build(type(full.env), full.env.model_dump() | sides, "--size")
@@ -109,13 +109,3 @@ def _as_recorded(base: Any, out: Path, trust: bool) -> Any:
     same = {"env": env, "record": base.record.model_copy(update=kept)}
     tokenizer = base.tokenizer.model_copy(update={"frame_size": env.size})
     return base.model_copy(update={**same, "tokenizer": tokenizer})
-
-
-def _parse_size(text: str) -> list[int]:
-    parts = text.lower().split("x")
-    if not all(part.isdecimal() for part in parts) or len(parts) > 2:
-        raise UsageError(f"--size {text}: write 64, or height x width as in 84x84")
-    sides = [int(parts[0]), int(parts[-1])]
-    if any(side % 4 for side in sides):
-        raise UsageError(f"--size {text}: a tokenizer takes sides that divide by 4, for instance 64 or 84x84")
-    return sides

@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,12 +84,13 @@ def _read(path: Path, decoded: Decoded, keep: Callable[[np.ndarray], np.ndarray]
             clip = VideoFileClip(str(path.absolute()), audio=False, target_resolution=(width, height))
         except (OSError, ValueError, KeyError, AttributeError, TypeError, IndexError, UserWarning):
             return 0, []  # a header it does not understand
-        process, kept, frame = clip.reader.proc, [], clip.reader.last_read
+        reader: Any = clip.reader
+        process, kept, frame = reader.proc, [], reader.last_read
         try:
             for index in itertools.count():
                 if index % every == 0:
                     kept.append(keep(frame))
-                frame = clip.reader.read_frame()
+                frame = reader.read_frame()
         except UserWarning:
             return index + 1, kept
         finally:

@@ -119,7 +119,7 @@ def choose_space(episodes: Iterable[Steps], parts: tuple[str, ...], options: Spa
     """Return the space that all actions of a table are of.
 
     Whole numbers are choices, one column of them ``discrete`` and several ``multi_discrete``; names are choices too;
-    anything else is a ``box`` with the bounds that occur.
+    anything else is a ``box`` with the bounds that occur. Columns that are called something name the parts.
 
     Raises:
         UsageError: They are of no space, or not of the one that ``options`` ask for.
@@ -130,7 +130,7 @@ def choose_space(episodes: Iterable[Steps], parts: tuple[str, ...], options: Spa
         if str in values or options.names:
             return _named(rows, parts, options, source)
         if options.low or options.high or (float in values and options.num_actions is None):
-            return _box(np.array(rows, np.float64), options, source)
+            return _box(np.array(rows, np.float64), parts, options, source)
         array = np.array(rows, np.float64)
         least = array.min()
         if least < 0 or (array != np.round(array)).any():
@@ -138,7 +138,7 @@ def choose_space(episodes: Iterable[Steps], parts: tuple[str, ...], options: Spa
             raise UsageError(f"{source}: choices count from 0, got {wrong:g}: real actions have --low and --high")
         counts = [int(most) + 1 for most in array.max(0)]
         if options.num_actions is None:
-            return ActionSpace("multi_discrete" if parts else "discrete", tuple(counts))
+            return ActionSpace("multi_discrete" if parts else "discrete", tuple(counts), names=_part_names(parts))
         if parts or counts[0] > options.num_actions:
             got = f"{len(parts)} columns" if parts else f"the action {counts[0] - 1}"
             raise UsageError(f"{source}: --num-actions {options.num_actions} is for one column of 0 and up, got {got}")
@@ -164,7 +164,7 @@ def _named(rows: list[list[Any]], parts: tuple[str, ...], options: SpaceOptions,
     return ActionSpace("discrete", (count,), names=names)
 
 
-def _box(array: np.ndarray, options: SpaceOptions, source: str) -> ActionSpace:
+def _box(array: np.ndarray, parts: tuple[str, ...], options: SpaceOptions, source: str) -> ActionSpace:
     width = array.shape[1]
     if (wrong := ~(np.abs(array) <= MOST)).any():
         raise UsageError(f"{source}: an action is no finite float32: {array[wrong][0]}")
@@ -176,7 +176,12 @@ def _box(array: np.ndarray, options: SpaceOptions, source: str) -> ActionSpace:
     low, high = (tuple(np.broadcast_to(np.array(bounds), (width,)).tolist()) for bounds in (low, high))
     if wrong := [f"{least:g} to {most:g}" for least, most in zip(low, high, strict=True) if least > most]:
         raise UsageError(f"{source}: bounds of an action the wrong way round: {wrong[0]}")
-    return ActionSpace("box", low=low, high=high)
+    return ActionSpace("box", low=low, high=high, names=_part_names(parts))
+
+
+def _part_names(parts: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(part.removeprefix("action_") for part in parts)
+    return () if all(name.isdecimal() for name in names) else names
 
 
 def encode(steps: Steps, space: ActionSpace, video: str) -> np.ndarray:
@@ -193,7 +198,7 @@ def encode(steps: Steps, space: ActionSpace, video: str) -> np.ndarray:
         where = f"{steps.source}: step {step} of '{video}'"
         if len(row) != width:
             raise UsageError(f"{where}: an action of {len(row)} parts, {space.kind} actions have {width}")
-        if space.names:
+        if space.kind == "discrete" and space.names:
             row = [_choice(row[0], space, where)]
         if any(isinstance(value, str) for value in row):
             raise UsageError(f"{where}: an action is a number, got '{printable(str(row[0]))}'")

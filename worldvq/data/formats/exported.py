@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -145,10 +146,12 @@ def _is_whole(path: Path, expected: tuple[int, int, int]) -> bool:
 
 def _table(store: EpisodeStore) -> str:
     space, text = store.action_space, io.StringIO()
-    columns = [f"action_{part}" for part in range(space.shape[0])] if space.shape else ["action"]
     # Names only where reading the table gives the same ones.
     named = bool(space.names) and len(set(space.names)) == len(space.names)
     named = named and all(cell(name.strip()) == name for name in space.names)
+    parts = space.names if named else range(math.prod(space.shape))
+    columns = [f"action_{part}" for part in parts] if space.shape else ["action"]
+    named = named and not space.shape
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["episode", "step", *columns, "reward", *ENDINGS])
     for entry in store.entries:

@@ -120,7 +120,7 @@ def import_videos(
     for number, name in enumerate(videos):
         if before is not None and number in before:
             _check_same(before, number, videos[name], encoded[name], steps[name])
-    env = EnvConfig(id=_env_id(folder), size=kept, kwargs={"fit": fit, "every": every})
+    env = EnvConfig(id=_env_id(folder), size=kept, fit=fit, frame_skip=every)
     meta = DatasetMeta(
         env=env,
         action_space=space.to_json(),
@@ -282,11 +282,12 @@ def _say_sizes(videos: dict[str, Video], size: tuple[int, int], fit: Fit, every:
 
 
 def _say_actions(table: ActionTable, space: ActionSpace, steps: dict[str, Steps]) -> None:
-    parts = f", parts {', '.join(table.parts)}" if table.parts else ""
+    parts = f", columns {', '.join(table.parts)}" if table.parts else ""
     if space.kind == "box":
         what = f"real, {_range([*space.low])} to {_range([*space.high])}"
     else:
-        what = ", ".join(space.names) or f"choices of {' x '.join(map(str, space.nvec))}"
+        names = ", ".join(space.names) if space.kind == "discrete" else ""
+        what = names or f"choices of {' x '.join(map(str, space.nvec))}"
     print(f"actions of {table.source}: {space.kind} ({what}{parts})", flush=True)
     if dropped := [name for name, part in steps.items() if part.dropped]:
         where = f"{len(dropped)} of {len(steps)} videos"
