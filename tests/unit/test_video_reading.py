@@ -10,7 +10,7 @@ from support.own_videos import ffmpeg, frames_of, write_lossless
 
 from worldvq.errors import RunError
 from worldvq.media.fit import FITS, fit_image
-from worldvq.media.video_reading import frame_rate, read_video
+from worldvq.media.video_reading import frame_rate, is_steady, read_video
 from worldvq.media.videos import decode_times, write_video
 
 
@@ -50,6 +50,7 @@ def test_frames_at_changing_times_are_neither_repeated_nor_dropped(tmp_path):
     ffmpeg(
         "-i", tmp_path / "a.mp4", "-vf", slower, "-fps_mode", "vfr", "-c:v", "libx264rgb", "-qp", 0, tmp_path / "b.mp4"
     )
+    assert is_steady(decode_times(tmp_path / "a.mp4")) and not is_steady(decode_times(tmp_path / "b.mp4"))
     assert np.array_equal(read(tmp_path / "b.mp4"), frames)
 
 

@@ -76,25 +76,25 @@ def import_videos_command(
         Path | None,
         typer.Option(
             help="A .csv or .jsonl table, or a folder with NAME.npy for every video: action t leads from frame t to "
-            "frame t + 1. [default: actions.csv or NAME.npy in FOLDER, if there; else no actions]"
+            "frame t + 1. Default: actions.csv or NAME.npy in FOLDER, if there; else no actions."
         ),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="Side of the stored frames, 64 or 48x64. [default: 64]")] = None,
+    size: Annotated[str | None, typer.Option(help="Side of the stored frames, 64 or 48x64. Default: 64.")] = None,
     fit: Annotated[str, typer.Option(help="Where shapes differ: squash, pad (black bars) or crop.")] = "squash",
     every: Annotated[int, typer.Option(min=1, help="Keep one of so many frames; actions are those between them.")] = 1,
     num_actions: Annotated[
-        int | None, typer.Option(min=1, help="Choices there are. [default: those that occur]")
+        int | None, typer.Option(min=1, help="Choices there are. Default: those that occur.")
     ] = None,
     action_names: Annotated[
-        str | None, typer.Option(help="Of the choices, in order: left,right,fire. [default: as in the table, sorted]")
+        str | None, typer.Option(help="Of the choices, in order: left,right,fire. Default: as in the table, sorted.")
     ] = None,
     low: Annotated[
         str | None,
-        typer.Option(help="Lower bounds of real actions, --low=-1 or --low=-1,0. [default: least that occurs]"),
+        typer.Option(help="Lower bounds of real actions, --low=-1 or --low=-1,0. Default: least that occurs."),
     ] = None,
-    high: Annotated[str | None, typer.Option(help="Upper bounds. [default: most that occurs]")] = None,
+    high: Annotated[str | None, typer.Option(help="Upper bounds. Default: most that occurs.")] = None,
     heldout_every: Annotated[
-        int | None, typer.Option(min=2, help="Every so many-th episode is for evaluation only. [default: 10]")
+        int | None, typer.Option(min=2, help="Every so many-th episode is for evaluation only. Default: 10.")
     ] = None,
 ) -> None:
     """Make a dataset of videos and a table of actions.
@@ -134,7 +134,7 @@ def export_command(
     fps: Annotated[float, typer.Option(min=0.1, help="Frames a second.")] = 15,
     scale: Annotated[
         int | None,
-        typer.Option(min=1, help="Pixels of the video a pixel of a frame. [default: 4, from 97 pixels on 2]"),
+        typer.Option(min=1, help="Pixels of the video a pixel of a frame. Default: 4, from 97 pixels on 2."),
     ] = None,
 ) -> None:
     """Write a dataset as mp4 videos and actions.csv, which `data import videos` reads again."""

@@ -50,7 +50,7 @@ def read_video(
     Raises:
         RunError: moviepy cannot read it, or reads other frames than are in it.
     """
-    if _is_steady(decoded):
+    if is_steady(decoded):
         count, kept = _read(path, decoded, keep, every)
         if count == len(decoded.times):
             return kept
@@ -65,7 +65,8 @@ def read_video(
     return kept
 
 
-def _is_steady(decoded: Decoded) -> bool:
+def is_steady(decoded: Decoded) -> bool:
+    """Whether frames come at a constant rate."""
     times = np.array(decoded.times)
     if len(times) < 2 or times[-1] <= times[0]:
         return False

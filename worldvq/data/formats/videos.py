@@ -21,7 +21,7 @@ from worldvq.files.differences import printable, require_same
 from worldvq.files.lock import check_unlocked
 from worldvq.files.reading import open_file
 from worldvq.media.fit import Fit, fit_image
-from worldvq.media.video_reading import READ_SUFFIXES, frame_rate, read_video
+from worldvq.media.video_reading import READ_SUFFIXES, frame_rate, is_steady, read_video
 from worldvq.media.videos import Decoded, decode_times
 from worldvq.types import ActionSpace, Episode
 
@@ -276,6 +276,10 @@ def _say_sizes(videos: dict[str, Video], size: tuple[int, int], fit: Fit, every:
         print(
             f"pictures {done}: {shown} is another shape than {stored} (--fit squash, pad or crop, or --size)",
             flush=True,
+        )
+    if unsteady := [video.path.name for video in videos.values() if video.decoded and not is_steady(video.decoded)]:
+        print(
+            f"frames at changing times in {', '.join(unsteady[:3])}{', ...' if unsteady[3:] else ''}: each counts once"
         )
     if max(rates) > 1.1 * min(rates):
         print(f"rates differ, {_range(rates)} fps: a step lasts longer in some videos than in others", flush=True)
