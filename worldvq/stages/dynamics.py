@@ -22,6 +22,7 @@ from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.losses import dynamics_loss
 from worldvq.stages.experiment import DynamicsSections, ExperimentConfig
+from worldvq.stages.heldout import heldout_batches
 from worldvq.training.config import TrainConfig
 from worldvq.training.fit import fit
 from worldvq.training.identity import claim
@@ -69,7 +70,16 @@ def train_dynamics(
         claim, out, "dynamics", config.sections(DynamicsSections), made | {"action_space": store.action_space.to_json()}
     )
     model = fit(
-        model, dynamics_loss, batches, training, out, summary=summary, picture=picture, claim=taken, trackers=trackers
+        model,
+        dynamics_loss,
+        batches,
+        training,
+        out,
+        summary=summary,
+        heldout=heldout_batches(store, training),
+        picture=picture,
+        claim=taken,
+        trackers=trackers,
     )
     assert isinstance(model, Dynamics)
     joined = WorldModel(vqvae.to(next(model.parameters()).device), model, joined.meta)

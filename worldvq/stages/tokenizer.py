@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from worldvq.models.loading import save_tokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.tokenizer_losses import make_tokenizer_loss
 from worldvq.stages.experiment import ExperimentConfig, TokenizerSections
+from worldvq.stages.heldout import heldout_batches
+from worldvq.training.config import TrainConfig
 from worldvq.training.fit import fit
 from worldvq.training.identity import claim
 from worldvq.training.processes import make_accelerator
@@ -46,6 +48,33 @@ def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: S
     tokenizer = Tokenizer(config.tokenizer)
     model, loss = make_tokenizer_loss(tokenizer, config.tokenizer_loss)
     batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
+    heldout = heldout_batches(store, training)
+    picture = _reconstructions(store, training, out) if heldout else None
+    height, width = config.tokenizer.grid
+    summary = f"tokenizer, {height * width} tokens a frame of {config.tokenizer.quantizer.num_codes} codes"
+    inputs = {"frame_size": store.meta.frame_size, "env": store.meta.env.model_dump(mode="json")}
+    taken = functools.partial(claim, out, "tokenizer", config.sections(TokenizerSections), inputs)
+    fit(
+        model,
+        loss,
+        batches,
+        training,
+        out,
+        summary=summary,
+        heldout=heldout,
+        picture=picture,
+        claim=taken,
+        trackers=trackers,
+    )
+    if main:
+        save_tokenizer(out, tokenizer)
+    return tokenizer
+
+
+def _reconstructions(
+    store: EpisodeStore, training: TrainConfig, out: Path
+) -> Callable[[torch.nn.Module, int], np.ndarray]:
+    """Return the picture of a tokenizer's run: held-out frames over what comes back of them."""
     shown = read_clips(store, heldout_clips(store, PICTURE_ROWS, 1, training.seed), 1).frames[:, 0]  # (8, H, W, 3)
 
     def picture(model: torch.nn.Module, step: int) -> np.ndarray:
@@ -54,11 +83,4 @@ def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: S
         save_png(out / "pictures" / f"{step:08d}.png", drawn)
         return drawn
 
-    height, width = config.tokenizer.grid
-    summary = f"tokenizer, {height * width} tokens a frame of {config.tokenizer.quantizer.num_codes} codes"
-    inputs = {"frame_size": store.meta.frame_size, "env": store.meta.env.model_dump(mode="json")}
-    taken = functools.partial(claim, out, "tokenizer", config.sections(TokenizerSections), inputs)
-    fit(model, loss, batches, training, out, summary=summary, picture=picture, claim=taken, trackers=trackers)
-    if main:
-        save_tokenizer(out, tokenizer)
-    return tokenizer
+    return picture

@@ -28,6 +28,7 @@ def fit(
     out: Path,
     *,
     summary: str,
+    heldout: Batches | None = None,
     picture: Picture | None = None,
     claim: Callable[[], None] | None = None,
     trackers: Sequence[str] = (),
@@ -46,6 +47,8 @@ def fit(
         config: Steps, rates, intervals.
         out: Run folder: ``metrics.jsonl`` and ``checkpoints/``; locked while this runs.
         summary: What is trained, for the first line, for instance "tokenizer, 64 tokens a frame".
+        heldout: Batches that are not trained on. A few, always the same, are measured whenever numbers are logged, as
+            ``heldout_loss`` and so on; training is the same with and without.
         picture: Draws the model at a step, at intervals and at the end, on the first process; returns what it drew,
             (H, W, 3) uint8, for trackers that show pictures.
         claim: Called by the first process once it holds ``out``, before it writes there.
@@ -78,7 +81,7 @@ def fit(
         if newest:
             fill_optimizer(prepared.optimizer, newest.optimizer)
         del newest
-        loop = Loop(accelerator, wrapped, plain, prepared, loss_function, batches, config)
+        loop = Loop(accelerator, wrapped, plain, prepared, loss_function, batches, config, heldout)
         _announce(loop, step, summary)
         loop.train(step, checkpoints, stop, picture)
         loop.unshard()

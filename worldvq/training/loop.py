@@ -24,6 +24,8 @@ from worldvq.training.tracking import Log
 LossFunction = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
 Picture = Callable[[nn.Module, int], np.ndarray]
 IDS_SHOWN = 8
+HELDOUT_BATCHES = 2
+"""What a run is measured on every time it logs: always the same ones."""
 
 
 class Batches(Protocol):
@@ -58,6 +60,7 @@ class Loop:
         model: As Accelerate wrapped it.
         plain: The model itself; under FSDP a whole copy, which :meth:`unshard` brings up to date.
         optimizer: As Accelerate wrapped it.
+        heldout: Batches that are not trained on, to measure the loss of as it goes.
     """
 
     accelerator: Accelerator
@@ -67,6 +70,7 @@ class Loop:
     loss_function: LossFunction
     batches: Batches
     config: TrainConfig
+    heldout: Batches | None = None
     _initialized: bool = False  # codes, as far as is known: the first steps of a run look
 
     def train(self, step: int, checkpoints: Checkpoints, stop: StopWhenSaved, picture: Picture | None) -> None:
@@ -132,7 +136,7 @@ class Loop:
         before = [tensor.detach().clone() for tensor in written]
         seed = (self.config.seed << 32) + step  # equal on all processes, and a function of the step alone
         torch.manual_seed(seed)
-        clips = self._initialize(self._clips(step))
+        clips = self._initialize(self._clips(self.batches, step))
         torch.manual_seed(seed)  # as if nothing had been drawn to initialize
         with as_one_pass(self.model, VectorQuantizer.learn):
             means = self._accumulate(clips)
@@ -153,12 +157,12 @@ class Loop:
         self.optimizer.zero_grad()
         return means, signum
 
-    def _clips(self, step: int) -> Iterator[Any]:
+    def _clips(self, batches: Batches, step: int) -> Iterator[Any]:
         """One slice of the global batch for each process and pass, so that the global batch stays the same."""
         accelerator, passes = self.accelerator, self.config.accumulate
         for part in range(passes):
             rank = part * accelerator.num_processes + accelerator.process_index
-            yield self.batches.batch(step, rank, accelerator.num_processes * passes)
+            yield batches.batch(step, rank, accelerator.num_processes * passes)
 
     def _initialize(self, clips: Iterable[Any]) -> Iterable[Any]:
         """Start codes that have not started, all at once from a whole global batch; returns its clips again."""
@@ -183,7 +187,20 @@ class Loop:
                 loss, metrics = self.loss_function(self.model, clip.to(accelerator.device))
                 accelerator.backward(loss / passes)
             logged.append({"loss": loss.detach(), **metrics})
-        return {key: torch.stack([row[key] for row in logged]).mean() for key in logged[0]}
+        return _means(logged)
+
+    def _measure(self) -> dict[str, Tensor]:
+        """Means over this process's shares of the held-out batches; changes nothing."""
+        if self.heldout is None:
+            return {}
+        self.model.eval()
+        rows: list[dict[str, Tensor]] = []
+        with torch.no_grad(), self.accelerator.autocast():
+            for number in range(HELDOUT_BATCHES):
+                for clip in self._clips(self.heldout, number):
+                    loss, metrics = self.loss_function(self.model, clip.to(self.accelerator.device))
+                    rows.append({"loss": loss, **metrics})
+        return _means(rows)
 
     def time_step(self) -> float:
         """Seconds of one update, measured on two passes that change nothing (eval mode leaves codebooks alone)."""
@@ -203,13 +220,13 @@ class Loop:
         return seconds * passes
 
     def _log(self, log: Log | None, step: int, window: list[dict[str, Tensor]], seconds: float) -> None:
-        """Log means over the steps of a window and over processes."""
-        means = torch.stack([torch.stack([row[key].float() for row in window]).mean() for key in window[0]])
-        means: Any = self.accelerator.reduce(means, reduction="mean")
+        """Log means over the steps of a window, those of held-out batches beside them; over processes."""
+        scalars = _means(window) | {f"heldout_{key}": value for key, value in self._measure().items()}
+        means: Any = self.accelerator.reduce(torch.stack(list(scalars.values())), reduction="mean")
         config = self.config
         if log:
             rate = len(window) * config.batch_size / seconds
-            row = dict(zip(window[0], means.tolist(), strict=True))
+            row = dict(zip(scalars, means.tolist(), strict=True))
             row["learning_rate"] = learning_rate(step - 1, (step - 1) / config.steps, config.optimizer)
             row["clips_per_second"] = rate
             log.write({"step": step, **row}, (config.steps - step) * config.batch_size / rate)
@@ -228,6 +245,10 @@ class Loop:
                 log.show(drawn, step)
 
         on_main(self.accelerator, draw)
+
+
+def _means(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.stack([row[key].float() for row in rows]).mean() for key in rows[0]}
 
 
 def _written_by_a_step(model: nn.Module) -> list[Tensor]:

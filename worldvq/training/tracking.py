@@ -74,7 +74,7 @@ class Log:
         self._start_trackers(accelerator, start, config)
         self.console = Console(stderr=True)
         self._last_line = time.monotonic()
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
         self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
         self.task = self.bar.add_task("train", total=total, completed=start, text="")
         if self.console.is_terminal:
@@ -105,8 +105,8 @@ class Log:
         numbers = {key: value for key, value in row.items() if key != "step"}
         for tracker in self.trackers:
             tracker.log(numbers, step=row["step"])
-        shown = (f"{key} {value:.4g}" for key, value in numbers.items() if key not in ("seconds", "learning_rate"))
-        text = " ".join(shown)
+        heldout = f" held out {row['heldout_loss']:.4g}" if "heldout_loss" in row else ""
+        text = f"loss {row['loss']:.4g}{heldout} {row['clips_per_second']:,.1f} clips/s"  # all else is in the file
         self.bar.update(self.task, text=text)
         if not self.console.is_terminal and time.monotonic() - self._last_line > 20:
             self._last_line = time.monotonic()
