@@ -8,6 +8,7 @@ file without a line, or a torn last line; all three are ignored on reading and c
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
@@ -189,6 +190,16 @@ class Store(Generic[M]):
         if number not in self._entries:
             raise UsageError(f"{self.path}: there is no episode {number}; it holds {len(self)} episodes")
         return self._entries[number]
+
+    def fingerprint(self) -> dict[str, int | str]:
+        """Return what tells these episodes from others: how many, and a hash of their numbers and files' SHA-256."""
+        listed = "".join(f"{entry.number} {entry.sha256}\n" for entry in self.entries)
+        return {
+            "episodes": len(self),
+            "frames": self.num_frames,
+            "heldout_every": self.heldout_every,
+            "hash": hashlib.sha256(listed.encode()).hexdigest()[:16],
+        }
 
     def numbers(self, split: Split = "all") -> list[int]:
         """Numbers of the episodes of a split, ascending. The split is fixed by the number alone.

@@ -66,9 +66,8 @@ def train_dynamics(
     height, width = vqvae.grid
     summary = f"dynamics, {height * width} tokens a frame, clips of {training.clip_frames} frames"
     picture = _imagined_strip(joined, store, config.evaluate, training, out)
-    taken = functools.partial(
-        claim, out, "dynamics", config.sections(DynamicsSections), made | {"action_space": store.action_space.to_json()}
-    )
+    inputs = {**made, "action_space": store.action_space.to_json(), "tokens": store.fingerprint()}
+    taken = functools.partial(claim, out, "dynamics", config.sections(DynamicsSections), inputs)
     model = fit(
         model,
         dynamics_loss,

@@ -53,6 +53,7 @@ def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: S
     height, width = config.tokenizer.grid
     summary = f"tokenizer, {height * width} tokens a frame of {config.tokenizer.quantizer.num_codes} codes"
     inputs = {"frame_size": store.meta.frame_size, "env": store.meta.env.model_dump(mode="json")}
+    inputs["data"] = store.fingerprint()
     taken = functools.partial(claim, out, "tokenizer", config.sections(TokenizerSections), inputs)
     fit(
         model,
