@@ -207,6 +207,8 @@ class TokenClip:
     Attributes:
         tokens: (B, T, h, w) int64.
         actions: See :class:`Clip`; likewise the rest.
+        weight: (B,) float32, how much more often uniform sampling would draw this window than it was drawn; ones
+            unless given. The mean of anything times its weight estimates its mean over all windows.
     """
 
     tokens: Tensor
@@ -215,6 +217,12 @@ class TokenClip:
     terminated: Tensor
     mask: Tensor
     action_mask: Tensor
+    weight: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Let every window weigh one where nothing else is said."""
+        if self.weight is None:
+            object.__setattr__(self, "weight", torch.ones(len(self.rewards), device=self.rewards.device))
 
     def __repr__(self) -> str:
         """Show shapes, not contents."""

@@ -6,6 +6,7 @@ sees exactly the batches that an uninterrupted one would.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -102,12 +103,19 @@ class ClipSampler:
 
     def ids(self, step: int) -> np.ndarray:
         """Episode number and first frame of every window of the global batch of a step, (batch_size, 2) int64."""
-        # The raw words of a counter-based generator: random access by step, and the same in every numpy.
-        words = np.random.Philox(key=self.seed, counter=step << 64).random_raw(self.batch_size)
-        window = (words % np.uint64(self.num_windows)).astype(np.int64)
-        episode = np.searchsorted(self._ends, window, side="right")
-        before = np.concatenate([[0], self._ends])[episode]
-        return np.stack([self._numbers[episode], window - before], axis=1)
+        return self._ids(self._draw(step))
+
+    def _ids(self, windows: np.ndarray) -> np.ndarray:
+        episode, start = _locate(self._ends, windows)
+        return np.stack([self._numbers[episode], start], axis=1)
+
+    def _words(self, step: int, count: int) -> np.ndarray:
+        """Raw words of a counter-based generator: random access by step, and the same in every numpy."""
+        return np.random.Philox(key=self.seed, counter=step << 64).random_raw(count)
+
+    def _draw(self, step: int) -> np.ndarray:
+        """Windows (batch_size,) of a step, counted through all episodes."""
+        return (self._words(step, self.batch_size) % np.uint64(self.num_windows)).astype(np.int64)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Clip | TokenClip:
         """Read this process's contiguous slice of the global batch of a step.
@@ -115,10 +123,88 @@ class ClipSampler:
         Raises:
             UsageError: The batch does not divide by the number of processes.
         """
+        return read_clips(self.store, self.ids(step)[self._share(rank, world)], self.clip_frames)
+
+    def _share(self, rank: int, world: int) -> slice:
         if self.batch_size % world:
             raise UsageError(f"batch_size {self.batch_size} is not divisible by {world} processes")
         share = self.batch_size // world
-        return read_clips(self.store, self.ids(step)[rank * share : (rank + 1) * share], self.clip_frames)
+        return slice(rank * share, (rank + 1) * share)
+
+
+def _locate(ends: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """In which part an index into parts laid end to end falls, and where in it; ``ends`` are the parts' ends."""
+    part = np.searchsorted(ends, index, side="right")
+    return part, index - np.concatenate([[0], ends])[part]
+
+
+class RewardedClipSampler(ClipSampler):
+    """Windows of tokens of which some hold a reward more often than they would by chance.
+
+    With probability ``fraction`` a window is drawn uniformly from those in which some reward is not zero, else
+    uniformly from all. Each carries as its weight how much more often uniform sampling would have drawn it, so that
+    weighted means are those of uniform sampling: rare rewards are learnt with less noise, not believed to be frequent.
+    """
+
+    store: TokenStore
+
+    def __init__(
+        self, store: TokenStore, split: Split, clip_frames: int, batch_size: int, seed: int, fraction: float
+    ) -> None:
+        """Fix what is drawn from, and find the rewards in it.
+
+        Args:
+            store: Tokens.
+            split: See :class:`ClipSampler`; likewise the rest.
+            clip_frames: Frames a window.
+            batch_size: Windows of the global batch.
+            seed: Of all that is drawn.
+            fraction: From 0, which draws as :class:`ClipSampler` does, to less than 1.
+
+        Raises:
+            UsageError: The split is empty, or a size is not positive.
+            CorruptFileError: A file is missing or broken.
+        """
+        super().__init__(store, split, clip_frames, batch_size, seed)
+        runs = [np.empty((0, 2), np.int64)]  # first and last window of each run of windows that hold a reward
+        if fraction:
+            for number, before, end in zip(self._numbers, np.concatenate([[0], self._ends]), self._ends, strict=False):
+                runs.append(before + _rewarded_runs(store.rewards(int(number)), clip_frames, int(end - before)))
+        self._firsts, lasts = np.concatenate(runs).T
+        self._run_ends = np.cumsum(lasts - self._firsts + 1)
+        self.fraction = fraction if len(self._firsts) else 0.0
+
+    def _draw(self, step: int) -> np.ndarray:
+        window = super()._draw(step)
+        if not self.fraction:
+            return window
+        words, choice = self._words(step, 2 * self.batch_size).reshape(2, -1)
+        run, place = _locate(self._run_ends, (words % np.uint64(self._run_ends[-1])).astype(np.int64))
+        return np.where(choice / 2.0**64 < self.fraction, self._firsts[run] + place, window)
+
+    def _weights(self, windows: np.ndarray) -> np.ndarray:
+        """Uniform probability over that of the mixture."""
+        if not self.fraction:
+            return np.ones(len(windows))
+        run = np.searchsorted(self._firsts, windows, side="right") - 1
+        sizes = np.diff(self._run_ends, prepend=0)
+        rewarded = (run >= 0) & (windows < (self._firsts + sizes)[run])
+        return 1 / (1 - self.fraction + self.fraction * self.num_windows / self._run_ends[-1] * rewarded)
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> TokenClip:
+        """Read this process's slice, with weights; see :meth:`ClipSampler.batch`."""
+        windows = self._draw(step)[self._share(rank, world)]
+        clip = read_clips(self.store, self._ids(windows), self.clip_frames)
+        return dataclasses.replace(clip, weight=torch.from_numpy(self._weights(windows)).float())
+
+
+def _rewarded_runs(rewards: np.ndarray, clip_frames: int, num_windows: int) -> np.ndarray:
+    """First and last (n, 2) of each run of an episode's windows that hold a reward; runs do not touch."""
+    paid = np.flatnonzero(rewards)
+    first, last = np.maximum(paid - clip_frames + 1, 0), np.minimum(paid, num_windows - 1)  # ascending, both
+    begins = np.append(True, first[1:] > last[:-1] + 1)[: len(paid)]
+    ends = np.append(begins[1:], True)[: len(paid)]
+    return np.stack([first[begins], last[ends]], axis=1)
 
 
 def heldout_clips(store: EpisodeStore | TokenStore, num_clips: int, clip_frames: int, seed: int = 0) -> np.ndarray:

@@ -124,6 +124,15 @@ class TokenStore(Store[TokenMeta]):
             self._held[number] = self._load(entry)
         return self._held[number]
 
+    def rewards(self, number: int) -> np.ndarray:
+        """Rewards (T,) of an episode, without its tokens: its file is mapped, and not kept.
+
+        Raises:
+            UsageError: There is no such episode.
+            CorruptFileError: Its file is missing, or its rewards do not add up to what the index says.
+        """
+        return self._map(self.entry(number)).rewards.copy()
+
     def copy_window(self, number: int, start: int, out: np.ndarray) -> None:
         """Copy the tokens of frames ``start`` to ``start + len(out)`` of an episode into ``out``."""
         out[:] = self.mapped(number).tokens[start : start + len(out)]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import worldvq
-from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
+from worldvq.data.clips import RewardedClipSampler, heldout_clips, read_clips
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import UsageError
 from worldvq.evaluation.config import EvaluateConfig
@@ -61,7 +61,9 @@ def train_dynamics(
     torch.manual_seed(training.seed)
     model = Dynamics(config.dynamics, vqvae.grid, vqvae.num_codes, store.action_space)
     model.initialize_embeddings(vqvae.quantizer.codebook)
-    batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
+    batches = RewardedClipSampler(
+        store, "train", training.clip_frames, training.batch_size, training.seed, training.rewarded_fraction
+    )
     joined = WorldModel(vqvae, model, _world_meta(store.meta, config.evaluate))
     height, width = vqvae.grid
     summary = f"dynamics, {height * width} tokens a frame, clips of {training.clip_frames} frames"

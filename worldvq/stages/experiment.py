@@ -51,6 +51,9 @@ class DynamicsTrainConfig(TrainConfig):
     batch_size: PositiveInt = 8
     clip_frames: Annotated[int, Field(ge=2)] = 16
     """At least 2, or there is no next frame to predict."""
+    rewarded_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Of the clips, how many are drawn among those that hold a reward; the others are drawn among all, which with 0 all
+    are. Each counts by how often uniform sampling would have drawn it."""
 
 
 class DynamicsSections(Config):
