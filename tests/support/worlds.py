@@ -10,6 +10,7 @@ from worldvq.models.config import DynamicsConfig, PriorConfig
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
+from worldvq.nn.symlog import NUM_BINS
 from worldvq.types import ActionSpace
 from worldvq.world.model import WorldModel
 
@@ -31,6 +32,8 @@ def make_world(kind: str = "discrete", num_blocks: int = 2, prior: str = "transf
     for module in (tokenizer, dynamics):
         for parameter in module.parameters():  # nothing may be hidden by zero-initialised branches
             torch.nn.init.normal_(parameter, std=0.4)
+    with torch.no_grad():  # huge rewards are improbable, or rounding them would drown all others
+        dynamics.reward.bias -= 2 * torch.linspace(-20, 20, NUM_BINS).abs()
     return WorldModel(tokenizer, dynamics, {"env_id": "Toy-v0"})
 
 

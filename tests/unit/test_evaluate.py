@@ -159,6 +159,8 @@ def test_scores(result):
     assert rewards["positive_rate"] == pytest.approx(clip.rewards[:, 1:-1].mean())
     assert rewards["average_precision_positive"] == pytest.approx(1)
     assert rewards["average_precision_negative"] is None
+    positive, all_of_them = int(clip.rewards[:, 1:-1].sum()), clip.rewards[:, 1:-1].numel()
+    assert f"{positive} of {all_of_them} transitions" in (result[1] / "index.html").read_text()
     ends = clip.terminated[:, 1:-1].float().mean()
     assert report["termination"]["rate"] == pytest.approx(ends)
     assert report["termination"]["average_precision"] == (1 if ends else None)

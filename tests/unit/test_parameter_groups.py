@@ -31,7 +31,7 @@ BLOCK = [
     "blocks.0.feed_forward.3",
 ]
 BLOCK_NORMS = ["blocks.0.space.norm", "blocks.0.time.norm", "blocks.0.feed_forward.0", "norm"]
-ENDS = ["forecast", "outcome.0", "outcome_heads", "prior.from_context", "prior.head.1"]
+ENDS = ["forecast", "outcome.0", "salience", "reward", "termination", "prior.from_context", "prior.head.1"]
 TABLES = ["position", "embed.weight", "prior.position", "prior.embed.weight"]
 PRIORS = {
     "transformer": ["attentions.0.qkv", "attentions.0.out", "feed_forwards.0.1", "feed_forwards.0.3"],

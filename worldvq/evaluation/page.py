@@ -222,6 +222,10 @@ def _summary_table(report: dict[str, Any]) -> str:
     return _table(["mean over the horizon", "PSNR (dB)", "SSIM", "FD-EffLite0", ""], rows)
 
 
+def _chance(rate: float, num_transitions: int) -> str:
+    return f"~average precision; chance is {rate:.4f}, {rate * num_transitions:.0f} of {num_transitions} transitions"
+
+
 def _scores_table(report: dict[str, Any]) -> str:
     rewards, ends = report["rewards"], report["termination"]
     bits = f"{_number(report['bits_per_frame'], 0)} bits"
@@ -236,12 +240,12 @@ def _scores_table(report: dict[str, Any]) -> str:
         [
             "Finding rewards above 0",
             _number(rewards["average_precision_positive"], 3),
-            f"~average precision; chance is {rewards['positive_rate']:.4f}",
+            _chance(rewards["positive_rate"], rewards["num_transitions"]),
         ],
         [
             "Finding rewards below 0",
             _number(rewards["average_precision_negative"], 3),
-            f"~average precision; chance is {rewards['negative_rate']:.4f}",
+            _chance(rewards["negative_rate"], rewards["num_transitions"]),
         ],
         ["Finding endings", _number(ends["average_precision"], 3), f"~average precision; {share}"],
     ]

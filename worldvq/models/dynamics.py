@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from worldvq.models.config import DynamicsConfig
 from worldvq.models.priors import make_prior
 from worldvq.nn.attention import Attention, FeedForward, RingCache, grid_angles, ring_ages, rotary_angles
+from worldvq.nn.symlog import NUM_BINS
 from worldvq.types import UNBOUNDED, ActionSpace
 
 
@@ -19,7 +20,8 @@ class Prediction(NamedTuple):
     Attributes:
         logits: (B, T - 1, h, w, K) of the tokens of frames 1 … T - 1, each given the true past.
         forecast: (B, T - 1, h, w, K) likewise, of every token alone: without the tokens before it in its frame.
-        rewards: (B, T) predicted reward of the transition out of each frame, in symlog units.
+        rewards: (B, T, bins) logits of the reward of the transition out of each frame; its mean is
+            :func:`worldvq.nn.symlog.expected_reward`.
         termination: (B, T) logit that this transition ends the task.
     """
 
@@ -34,7 +36,7 @@ class DynamicsOutput(NamedTuple):
 
     Attributes:
         context: (B, T, h, w, D) features that describe the next frame.
-        rewards: (B, T) predicted reward, in symlog units.
+        rewards: (B, T, bins) logits of the reward.
         termination: (B, T) logit that the task ends.
     """
 
@@ -145,9 +147,10 @@ class Dynamics(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.prior = make_prior(config.prior, grid, num_codes, context_dim=width)
         self.forecast = nn.Linear(width, num_codes)
-        # Per position first, then pooled: an object about to be touched fills only part of the frame.
         self.outcome = nn.Sequential(nn.Linear(width, width), nn.ReLU())
-        self.outcome_heads = nn.Linear(width, 2)
+        self.salience = nn.Linear(width, 1)
+        self.reward = nn.Linear(width, NUM_BINS)
+        self.termination = nn.Linear(width, 1)
         angles = grid_angles(grid, width // config.num_heads)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
@@ -205,8 +208,10 @@ class Dynamics(nn.Module):
 
     def _output(self, x: Tensor) -> DynamicsOutput:
         x = self.norm(x)  # (B, T, N, W)
-        outcome = self.outcome_heads(self.outcome(x).mean(2))  # (B, T, 2)
-        return DynamicsOutput(x.unflatten(2, self.grid), outcome[..., 0], outcome[..., 1])
+        outcome = self.outcome(x)
+        # A mean over positions would drown an object about to be touched, which fills one of them.
+        outcome = (self.salience(outcome).softmax(2) * outcome).sum(2)  # (B, T, W)
+        return DynamicsOutput(x.unflatten(2, self.grid), self.reward(outcome), self.termination(outcome)[..., 0])
 
     def start(self, batch: int) -> DynamicsState:
         """Return an empty state for streaming ``batch`` worlds."""
@@ -242,7 +247,7 @@ class Dynamics(nn.Module):
 
 
 def _initialize(dynamics: Dynamics) -> None:
-    """Residual branches start at zero, so the network starts as its embeddings."""
+    """Residual branches start at zero, so the network starts as its embeddings; rewards at 0, looking everywhere."""
     for module in dynamics.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)
@@ -250,3 +255,6 @@ def _initialize(dynamics: Dynamics) -> None:
             nn.init.zeros_(module.out.weight)
         if isinstance(module, FeedForward):
             nn.init.zeros_(module[-1].weight)  # type: ignore[arg-type]
+    for layer in (dynamics.reward, dynamics.salience):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)

@@ -20,6 +20,7 @@ from worldvq.files.reading import read_sealed, seal
 from worldvq.files.weights import check_header, hash_module, load_module, module_bytes
 from worldvq.models.config import DynamicsConfig, TokenizerConfig
 from worldvq.models.tokenizer import Tokenizer
+from worldvq.nn.symlog import NUM_BINS
 from worldvq.types import ActionSpace
 
 M = TypeVar("M", bound=nn.Module)
@@ -39,7 +40,7 @@ def dynamics_size(config: DynamicsConfig, grid: tuple[int, int], num_codes: int,
     """Return an upper bound of the number of elements of a dynamics model."""
     positions, choices = grid[0] * grid[1], sum(space.nvec) + len(space.low)
     width, inner = config.width, config.prior.width
-    tables = (2 * num_codes + 3 * positions + choices + 20) * (width + inner) + 4 * num_codes
+    tables = (2 * num_codes + 3 * positions + choices + 20 + NUM_BINS) * (width + inner) + 4 * num_codes
     blocks = 40 * (config.num_blocks * width**2 + config.prior.num_blocks * inner**2)
     return tables + blocks + 4 * width**2 + width * inner + positions**2 + 1000
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldvq.nn.symlog import symlog
+from worldvq.nn.symlog import reward_nats
 from worldvq.types import Clip, TokenClip, frames_to_model
 
 FORECAST_WEIGHT = 0.3
@@ -16,10 +16,6 @@ FORECAST_WEIGHT = 0.3
 
 def _nats(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
-
-
-def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / mask.sum().clamp_min(1)
 
 
 def tokenizer_loss(model: nn.Module, clip: Clip) -> tuple[Tensor, dict[str, Tensor]]:
@@ -64,26 +60,34 @@ def dynamics_loss(model: nn.Module, clip: TokenClip) -> tuple[Tensor, dict[str, 
     Frame t + 1 is predicted from frames <= t and actions <= t. The parallel forecast (for drafts) learns along.
 
     Padding adds zeros and counts in the denominator: so the mean over processes is the mean over the global batch.
+    Every term of a clip counts by the clip's weight: so its expectation is that of clips drawn uniformly.
 
     Args:
         model: A Dynamics, possibly wrapped for distributed training.
         clip: Tokens (B, T, h, w).
 
     Returns:
-        The loss and detached scalars: ``nats_per_token``, ``forecast`` (the parallel forecast's), ``reward`` (MSE in
-        symlog units), ``termination`` (nats).
+        The loss and detached scalars: ``nats_per_token``, ``forecast`` (the parallel forecast's), ``reward`` and
+        ``termination`` (nats a transition). Each estimates the mean over uniformly drawn clips of the mean over what
+        exists of a clip.
     """
     prediction = model(clip.tokens, clip.actions)
     target = clip.tokens[:, 1:]  # (B, T-1, h, w)
     nats, forecast = (_nats(logits, target).mean((2, 3)) for logits in (prediction.logits, prediction.forecast))
-    reward_error = (prediction.rewards.float() - symlog(clip.rewards)).square()  # (B, T)
+    reward = reward_nats(prediction.rewards, clip.rewards)  # (B, T)
     ends = F.binary_cross_entropy_with_logits(prediction.termination.float(), clip.terminated.float(), reduction="none")
     exists, happens = clip.mask[:, 1:].float(), clip.action_mask.float()
-    loss = ((nats + FORECAST_WEIGHT * forecast) * exists).mean() + ((reward_error + ends) * happens).mean()
+    frames, transitions = (mask * clip.weight[:, None] for mask in (exists, happens))
+    loss = ((nats + FORECAST_WEIGHT * forecast) * frames).mean() + ((reward + ends) * transitions).mean()
+
+    def mean(values: Tensor, mask: Tensor) -> Tensor:
+        per_clip = (values.detach() * mask).sum(1) / mask.sum(1).clamp_min(1)
+        return (per_clip * clip.weight).mean()
+
     metrics = {
-        "nats_per_token": _masked_mean(nats.detach(), exists),
-        "forecast": _masked_mean(forecast.detach(), exists),
-        "reward": _masked_mean(reward_error.detach(), happens),
-        "termination": _masked_mean(ends.detach(), happens),
+        "nats_per_token": mean(nats, exists),
+        "forecast": mean(forecast, exists),
+        "reward": mean(reward, happens),
+        "termination": mean(ends, happens),
     }
     return loss, metrics

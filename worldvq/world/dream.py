@@ -14,7 +14,7 @@ from worldvq.models.config import SamplingConfig
 from worldvq.models.dynamics import DynamicsState
 from worldvq.models.sampling import Drafts, WholeGrid, draw, draw_noise
 from worldvq.nn.noise import stream_keys
-from worldvq.nn.symlog import symexp
+from worldvq.nn.symlog import expected_reward
 from worldvq.types import as_tensor, frames_from_model
 from worldvq.world.actions import stored_actions
 from worldvq.world.engine import Engine
@@ -124,7 +124,7 @@ class Dream:
         drawn = draw(cache, forecast, self.tokens, noise, self.sampling, self._drafts, engine.pace(batch))
         self.tokens, self.passes = drawn.tokens, drawn.passes
         self.steps += 1
-        rewards, ends = symexp(output.rewards[:, 0].float()), output.termination[:, 0].float().sigmoid()
+        rewards, ends = expected_reward(output.rewards[:, 0]), output.termination[:, 0].float().sigmoid()
         return Step(drawn.tokens.cpu(), rewards.cpu(), ends.cpu(), drawn.passes)
 
     def step(self, actions: ArrayLike | Tensor) -> Tensor:

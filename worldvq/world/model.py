@@ -21,7 +21,7 @@ from worldvq.models.config import DynamicsConfig, SamplingConfig, TokenizerConfi
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import dynamics_size, load_checked, tokenizer_size
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.nn.symlog import symexp
+from worldvq.nn.symlog import expected_reward
 from worldvq.types import ActionSpace, TokenClip, as_tensor
 from worldvq.world.actions import stored_actions
 from worldvq.world.dream import Dream
@@ -257,7 +257,7 @@ class WorldModel:
         into = slice(context - 1, -1)  # transition t leads into frame t + 1
         parts = (
             nats,
-            symexp(prediction.rewards.float())[:, into],
+            expected_reward(prediction.rewards)[:, into],
             clip.rewards[:, into],
             prediction.termination.float().sigmoid()[:, into],
             clip.terminated[:, into],
