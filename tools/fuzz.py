@@ -56,7 +56,7 @@ def fuzz(name: str, reader: Reader, root: Path, seconds: int, found: Path) -> in
             with log.open("w") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
-            limits = [f"-max_total_time={seconds}", "-max_len=16384", "-timeout=10", "-rss_limit_mb=2048"]
+            limits = [f"-max_total_time={seconds}", "-max_len=16384", "-timeout=60", "-rss_limit_mb=2048"]
             arguments = [sys.argv[0], *limits, f"-artifact_prefix={found}/{name}-", str(corpus)]
             atheris.Setup(arguments, functools.partial(try_once, name, reader, root, found))
             atheris.Fuzz()  # ends the process, if all goes well

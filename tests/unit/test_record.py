@@ -163,7 +163,8 @@ def test_another_dataset_is_not_continued(reference, env, changes, words):
     assert files(reference.path) == before
 
 
-def test_the_last_episode_is_cut_where_the_frames_are_reached_and_workers_close_what_they_opened(tmp_path):
+def test_the_last_episode_is_cut_where_the_frames_are_reached_and_workers_close_what_they_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr("worldvq.recording.workers.CLOSE_SECONDS", 120.0)
     (tmp_path / "diary").mkdir()
     env = toy(length=9, diary=str(tmp_path / "diary"))
     store = run(tmp_path / "d", env, frames=33, policy="support.toy_env:always_two")

@@ -131,8 +131,8 @@ def test_a_worker_that_dies_idle_gives_its_jobs_back(pool):
 
 def test_the_janitor_kills_groups_and_spares_others(tmp_path):
     """A process that is no leader of a session shares its group with strangers, such as this test."""
-    leader = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"], start_new_session=True)
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    leader = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], start_new_session=True)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
     try:
         assert wait_until(lambda: janitor.group_members(leader.pid) == [leader.pid])
         assert janitor.group_members(child.pid) == []
