@@ -132,7 +132,8 @@ def train_dynamics(out: str, settings: dict[str, Any], prior_kind: str = "transf
         # Accelerate shards on GPUs only; told that these are some, it does so on CPUs too.
         PartialState(cpu=True)
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    fit(dynamics(prior_kind), dynamics_loss, TokenBatches(8), TrainConfig(**settings), Path(out), summary="test")
+    batches, settings = TokenBatches(8), TrainConfig(**settings)
+    fit(dynamics(prior_kind), dynamics_loss, batches, settings, Path(out), summary="test", heldout=TokenBatches(8))
 
 
 def train_held(
