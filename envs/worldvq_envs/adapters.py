@@ -7,7 +7,6 @@ frames and actions is refused by :func:`make_stream`, before anything is recorde
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from worldvq.config.code import import_module, import_named
 from worldvq.config.env import EnvConfig
 from worldvq.errors import UsageError, did_you_mean
 from worldvq_envs.actions import Actions, names_of
@@ -254,12 +254,14 @@ def make_stream(config: EnvConfig) -> FrameStream:
 
 def _make(config: EnvConfig, kwargs: dict[str, Any]) -> gymnasium.Env:
     env_id = config.id
+    if ".py:" in env_id:  # gymnasium knows module:Id
+        module, _, env_id = env_id.rpartition(":")
+        import_module(module)
     try:
         # Without the checker, which inspects every step and costs as much as a small environment.
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     except gymnasium.error.UnregisteredEnv:
-        hint = did_you_mean(env_id, gymnasium.registry)
-        raise UsageError(f"there is no environment '{env_id}'{hint}: set env.id to a Gymnasium id") from None
+        raise UsageError(_unknown(env_id)) from None
     except gymnasium.error.DependencyNotInstalled as error:
         install = find_family(env_id).install
         hint = f': pip install "{install}"' if install else ""
@@ -273,11 +275,23 @@ def _make(config: EnvConfig, kwargs: dict[str, Any]) -> gymnasium.Env:
     return env
 
 
+def _unknown(env_id: str) -> str:
+    """Say that there is no such environment, and where there may be one."""
+    module, _, name = env_id.rpartition(":")
+    hint = did_you_mean(name, gymnasium.registry)
+    if module:
+        ids = [known for known, spec in gymnasium.registry.items() if str(spec.entry_point).startswith(module)]
+        return f"there is no environment '{env_id}'{hint}: {module} registers {', '.join(sorted(ids)[:10]) or 'none'}"
+    note = find_family(env_id).note
+    if not hint and not note:
+        note = "where a module registers it, name that too, as in package:Id or ./file.py:Id"
+    return f"there is no environment '{env_id}'{hint}: {note or 'set env.id to a Gymnasium id'}"
+
+
 def _wrap(env: gymnasium.Env, path: str) -> gymnasium.Env:
     """Put the wrapper ``module:Name`` around an environment."""
-    module, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)(env)
+        return import_named(path)(env)
     except Exception as error:
         env.close()
         problem = f"{type(error).__name__}: {_line(error)}"

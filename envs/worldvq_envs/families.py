@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,19 @@ class Family:
     """A family of environment ids. The base class is an environment without quirks.
 
     Attributes:
-        prefix: How the ids begin.
+        prefix: How the ids begin; one way or several.
         module: Import that registers them with Gymnasium.
         install: What ``pip install`` needs to be given.
+        note: What to do about an id of which nobody knows, where that is not to install something.
         environ: Variables that must be set before the import.
         observation_key: The image of a Dict observation that holds several.
         litters: It writes files into the working directory.
     """
 
-    prefix: str = ""
+    prefix: str | tuple[str, ...] = ""
     module: str = ""
     install: str = ""
+    note: str = ""
     environ: dict[str, str] = field(default_factory=dict)
     observation_key: str | None = None
     litters: bool = False
@@ -42,7 +45,10 @@ class Family:
         """
         for name, value in self.environ.items():
             os.environ.setdefault(name, value)
-        if not self.module:
+        has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        if sys.platform == "linux" and not has_display:
+            os.environ.setdefault("MUJOCO_GL", "egl")  # or MuJoCo, whoever uses it, ends in an error of GLFW's
+        if not self.module or ":" in config.id:  # gymnasium imports it
             return
         try:
             importlib.import_module(self.module)
@@ -100,11 +106,37 @@ class _VizDoom(Family):
         return env.unwrapped.state is not None  # type: ignore[attr-defined]
 
 
+class _MuJoCo(Family):
+    """Environments on MuJoCo, which draw a frame of any size: the size that is stored, where nothing is cut off it."""
+
+    def kwargs(self, config: EnvConfig) -> tuple[dict[str, Any], int]:
+        kwargs, repeat = super().kwargs(config)
+        if config.crop is None and not kwargs.keys() & {"width", "height"}:
+            kwargs |= {"height": config.size[0], "width": config.size[1]}
+        return kwargs, repeat
+
+
+_MUJOCO = ("Ant-", "HalfCheetah-", "Hopper-", "Humanoid-", "HumanoidStandup-", "InvertedDoublePendulum-")
+_MUJOCO = (*_MUJOCO, "InvertedPendulum-", "Pusher-", "Reacher-", "Swimmer-", "Walker2d-")
+_ROBOTICS = ("Fetch", "HandManipulate", "HandReach", "AdroitHand", "AntMaze_", "PointMaze_", "FrankaKitchen-")
+_HIGHWAY = ("highway-", "merge-v", "roundabout-v", "parking-", "intersection-", "racetrack-", "exit-v", "two-way-v")
+_OLD_GYM = "its package speaks old Gym: install it and shimmy, or wrap it in a module of your own that registers it"
 _FAMILIES = (
     _VizDoom("Vizdoom", "vizdoom.gymnasium_wrapper", "worldvq[vizdoom]", observation_key="screen", litters=True),
     Family("MiniWorld-", "miniworld", "miniworld", environ={"PYGLET_HEADLESS": "1"}),
+    Family(("MiniGrid-", "BabyAI-"), "minigrid", "minigrid"),
     Family("ALE/", "ale_py", "ale-py"),
-    Family("CarRacing", install="worldvq[box2d]"),
+    Family(("CarRacing", "LunarLander", "BipedalWalker"), install="worldvq[box2d]"),
+    Family(("CartPole-", "MountainCar", "Pendulum-", "Acrobot-"), install="gymnasium[classic-control]"),
+    Family(("FrozenLake", "Taxi-", "CliffWalking", "Blackjack-"), install="gymnasium[toy-text]"),
+    _MuJoCo(_MUJOCO, install="gymnasium[mujoco]"),
+    Family(_ROBOTICS, "gymnasium_robotics", "gymnasium-robotics"),
+    Family("dm_control/", "shimmy", "shimmy[dm-control]"),
+    Family("Meta-World/", "metaworld", "metaworld"),
+    Family(_HIGHWAY, "highway_env", "highway-env"),
+    Family("miniwob/", "miniwob", "miniwob"),
+    Family("PyFlyt/", "PyFlyt.gym_envs", "PyFlyt"),
+    Family(("procgen", "Crafter", "SuperMarioBros", "MineRL"), note=_OLD_GYM),
 )
 
 

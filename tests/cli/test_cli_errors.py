@@ -83,7 +83,7 @@ MISTAKES = [
     ("demo --config tiny --out new env.id=worldvq/Mase-v0", 2, ["Mase", "did you mean 'worldvq/Maze-v0'"]),
     ("demoo", 2, ["demoo", "demo"]),
     ("train tokenizer --config tiny --data none --out new", 2, ["none", "worldvq record"]),
-    ("train tokenizer --config tiny --data small --out new", 2, ["32x32", "64x64", "tokenizer.frame_size"]),
+    ("train tokenizer --config tiny --data small --out new tokenizer.frame_size=64", 2, ["32x32", "64x64", "leave"]),
     ("train tokenizer --config tiny --data data --out data/dataset.json/x", 1, ["data/dataset.json/x"]),
     ("tokenize --tokenizer none --data data --out new", 2, ["none", "worldvq train tokenizer"]),
     ("tokenize --tokenizer tokenizer --data small --out new", 2, ["small", "32x32", "64x64"]),

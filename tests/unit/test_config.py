@@ -1,4 +1,5 @@
 import pytest
+from pydantic import BaseModel
 
 from worldvq.config.env import EnvConfig
 from worldvq.config.yaml_loading import build, dump_yaml, parse_yaml
@@ -50,8 +51,13 @@ def test_overrides_reach_nested_keys():
         (["tokenizer.width=-1"], ["tokenizer.width", "-1"]),
         (["tokenizer.width"], ["key.path=value"]),
         (["tokenizer.width.deep=1"], ["width"]),
-        (["env.size=[70, 64]"], ["70"]),
+        (["env.size=[70, 64]"], ["env.size 70x64", "divide by 4"]),
         (["tokenizer_training.seed=4294967296"], ["tokenizer_training.seed", "less than 4294967296"]),
+        (["frame_skip=2"], ["frame_skip", "did you mean 'env.frame_skip'"]),
+        (["batch_size=2"], ["tokenizer_training.batch_size", "dynamics_training.batch_size", "evaluate.batch_size"]),
+        (["quantizer.num_codes=2"], ["quantizer", "did you mean 'tokenizer.quantizer'"]),
+        (["num_codes=2"], ["did you mean 'tokenizer.quantizer.num_codes'"]),
+        (["framskip=2"], ["framskip", "env.frame_skip"]),
         (["dynamics.prior.kind=pixelcn"], ["kind", "pixelcn"]),
     ],
 )
@@ -89,10 +95,70 @@ def test_an_unknown_config_lists_the_known_ones():
 
 
 def test_frame_sizes_must_divide_and_agree():
-    with pytest.raises(UsageError, match="not divisible"):
+    with pytest.raises(UsageError, match=r"60x64 is not divisible by downsample 8: set tokenizer\.downsample to 4"):
         build(TokenizerConfig, {"frame_size": [60, 64]}, "test")
-    with pytest.raises(UsageError, match="differ"):
-        build(ExperimentConfig, {"env": EnvConfig(size=(84, 84)).model_dump()}, "test")
+    with pytest.raises(UsageError, match=r"84x84 and tokenizer\.frame_size 64x64 differ: give one"):
+        load_config("tiny", ["env.size=84", "tokenizer.frame_size=64"])
+
+
+@pytest.mark.parametrize(("text", "size"), [("48x64", (48, 64)), ("64", (64, 64)), ("[48, 64]", (48, 64))])
+@pytest.mark.parametrize("key", ["env.size", "tokenizer.frame_size"])
+def test_a_size_is_written_in_three_ways(tmp_path, text, size, key):
+    section, name = key.split(".")
+    (tmp_path / "own.yaml").write_text(f"{section}:\n  {name}: {text}\n")
+    for config in (load_config("tiny", [f"{key}={text}"]), load_config(tmp_path / "own.yaml")):
+        assert getattr(getattr(config, section), name) == size
+
+
+@pytest.mark.parametrize("text", ["64x", "x", "4x4x4", "tall", "true", "1.5", "0x64", "64x5000", "70"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(UsageError, match=r"env\.size"):
+        load_config("tiny", [f"env.size={text}"])
+
+
+def test_a_frame_size_is_given_once():
+    """What is recorded is what is trained on, whichever of the two keys says it."""
+    assert load_config("tiny", ["tokenizer.frame_size=48x64"]).env.size == (48, 64)
+    config = load_config("tiny", ["env.size=48x64"])
+    assert config.for_frames((48, 64), "data").tokenizer.frame_size == (48, 64)
+    assert config.for_frames((16, 16), "data").tokenizer.frame_size == (16, 16)  # env.size is of what is recorded next
+    again = override(config, {"record.seed": 3})
+    assert again.env.size == (48, 64) and again.for_frames((16, 16), "data").tokenizer.frame_size == (16, 16)
+    with pytest.raises(UsageError, match=r"data.*the dataset has 16x16, the config's tokenizer expects 48x64"):
+        load_config("tiny", ["tokenizer.frame_size=48x64"]).for_frames((16, 16), "data")
+    with pytest.raises(
+        UsageError, match=r"data: .*84x84 is not divisible by downsample 8: set tokenizer\.downsample to 4"
+    ):
+        load_config("tiny").for_frames((84, 84), "data")
+
+
+def sections_of(model, prefix=()):
+    """Every section below a config's type, with its path and its default."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield (*prefix, name), field.annotation, field.get_default(call_default_factory=True)
+            yield from sections_of(field.annotation, (*prefix, name))
+
+
+SECTIONS = list(sections_of(ExperimentConfig))
+
+
+@pytest.mark.parametrize(("path", "kind", "default"), SECTIONS, ids=[".".join(path) for path, _, _ in SECTIONS])
+def test_a_section_given_in_part_keeps_its_other_defaults(tmp_path, path, kind, default):
+    """A section's type has the very defaults that the section has: so one key of it changes no other."""
+    assert kind() == default
+    whole = ExperimentConfig().model_dump(mode="json")
+    for key, value in default.model_dump(mode="json").items():
+        data = {key: value}
+        for name in reversed(path):
+            data = {name: data}
+        (tmp_path / "own.yaml").write_text(dump_yaml(data))
+        assert load_config(tmp_path / "own.yaml").model_dump(mode="json") == whole
+        text = dump_yaml({"a": value}).removeprefix("a:").strip()
+        if not isinstance(value, dict | list) or not value:
+            (tmp_path / "empty.yaml").write_text("")
+            changed = load_config(tmp_path / "empty.yaml", [f"{'.'.join(path)}.{key}={text}"])
+            assert changed.model_dump(mode="json") == whole
 
 
 def test_a_dream_may_remember_no_further_than_training_saw():

@@ -19,7 +19,8 @@ def record_command(
     env: Annotated[
         str | None,
         typer.Argument(
-            help="A Gymnasium id, for instance worldvq/Maze-v0 or VizdoomMyWayHome-v1; left out, as OUT says."
+            help="A Gymnasium id, for instance worldvq/Maze-v0, VizdoomMyWayHome-v1, package:Id or ./file.py:Id; left "
+            "out, as the config or else OUT says."
         ),
     ] = None,
     overrides: Overrides = None,
@@ -28,9 +29,14 @@ def record_command(
     frames: Annotated[int | None, typer.Option(help="Stop at the first episode that reaches this many frames.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that play side by side. [default: 2]")] = None,
     policy: Annotated[
-        str | None, typer.Option(help="random, held (random, each action kept a while), module:function or an SB3 zip.")
+        str | None,
+        typer.Option(
+            help="random, held (random, each action kept a while), module:function, ./file.py:function or an SB3 zip."
+        ),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="Side of the stored frames, 64 or 84x84. [default: 64]")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Side of the stored frames, or height x width: 64, 48x64. [default: 64]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same episodes, with any number of workers.")] = None,
     shard: Annotated[
         str | None,
@@ -64,35 +70,56 @@ def record_command(
         raise UsageError("give --ray or --shard, not both: every actor is a shard of its own")
     part, source = (Shard.parse(shard), "--shard") if shard else (Shard(), "") if ray else Shard.from_environment()
     check_unlocked(out, shared=not part.is_whole)  # before the seconds that the imports below take
-    from worldvq.config.yaml_loading import build
-    from worldvq.stages.experiment import ExperimentConfig, load_config
+    from worldvq.config.code import search_last
     from worldvq.stages.experiment import override as apply
     from worldvq.stages.record import record, record_on_ray
 
-    if env and "=" in env:  # no id: the first of the overrides
-        env, overrides = None, [env, *(overrides or [])]
-    base = load_config(config) if config else ExperimentConfig()
-    if env is None:
-        base = _as_recorded(base, out, trust)
-        env = base.env.id
-    elif not config or base.env.id != env:
-        base = base.model_copy(update={"env": type(base.env)(size=base.env.size, frame_skip=base.env.frame_skip)})
+    search_last(Path.cwd())  # environments, wrappers and policies of one's own; `python -m` does it, a script does not
+    base, env, overrides = _begin(env, overrides or [], config, out, trust)
     changes: dict[str, Any] = {"env.id": env}
-    given = {"workers": workers, "policy": policy, "seed": seed}
+    given: dict[str, Any] = {"record.workers": workers, "record.policy": policy, "record.seed": seed}
+    given["env.size"] = parse_size(size) if size else None
     if episodes is not None or frames is not None:
         changes |= {"record.episodes": episodes, "record.frames": frames}
-    changes |= {f"record.{key}": value for key, value in given.items() if value is not None}
-    full = apply(base, changes, overrides or [])
-    sides = {} if size is None else {"size": parse_size(size)}  # of the frames alone: there is no tokenizer yet
+    changes |= {key: value for key, value in given.items() if value is not None}
+    full = apply(base, changes, overrides)
     if not part.is_whole:
         print(f"shard {part} of {out} (from {source})", flush=True)
-    settings = build(type(full.env), full.env.model_dump() | sides, "--size")
-    args = settings, full.record, out
+    args = full.env, full.record, out
     store = record_on_ray(*args, ray) if ray else record(*args, shard=part)
     print(f"{out}: {len(store.entries)} episodes, {sum(e.num_frames for e in store.entries)} frames")
     store.close()
     if not part.is_whole:
         print(f"when all {part.count} shards are done: worldvq data merge {out}")
+
+
+def _begin(
+    env: str | None, overrides: list[str], config: str | None, out: Path, trust: bool
+) -> tuple[Any, str, list[str]]:
+    """Find out what is to be played.
+
+    Returns:
+        The config without options and overrides, the id of the environment, and the overrides.
+    """
+    from worldvq.models.config import TokenizerConfig
+    from worldvq.stages.experiment import ExperimentConfig, load_config
+
+    if env and "=" in env:  # no id: the first of the overrides
+        env, overrides = None, [env, *overrides]
+    base = load_config(config) if config else ExperimentConfig()
+    base = base.model_copy(update={"tokenizer": TokenizerConfig()})  # nothing is tokenized yet: any size will do
+    for text in overrides:
+        env = text.removeprefix("env.id=") if text.startswith("env.id=") else env
+    if env is None and "id" not in base.env.model_fields_set:
+        base = _as_recorded(base, out, trust)
+    env = env or str(base.env.id)
+    if base.env.id == env or "id" not in base.env.model_fields_set:
+        return base, env, overrides
+    own = {"kwargs", "observation_key", "action_names", "crop"}  # what another environment need not understand
+    if left := sorted(own & base.env.model_fields_set):
+        print(f"{config}: {', '.join(f'env.{key}' for key in left)} left out, of '{base.env.id}' alone", flush=True)
+    kept = {key: getattr(base.env, key) for key in base.env.model_fields_set - own}
+    return base.model_copy(update={"env": type(base.env)(**kept)}), env, overrides
 
 
 def _as_recorded(base: Any, out: Path, trust: bool) -> Any:
@@ -106,6 +133,4 @@ def _as_recorded(base: Any, out: Path, trust: bool) -> Any:
         raise UsageError(f"{out} names {code}: running them runs code; add --trust to do so, or name the environment")
     print(f"as in {out}: {code}", flush=True)
     kept = {name: getattr(recorded, name) for name in ("policy", "hold", "seed", "heldout_every", "compression")}
-    same = {"env": env, "record": base.record.model_copy(update=kept)}
-    tokenizer = base.tokenizer.model_copy(update={"frame_size": env.size})
-    return base.model_copy(update={**same, "tokenizer": tokenizer})
+    return base.model_copy(update={"env": env, "record": base.record.model_copy(update=kept)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from worldvq.config.fields import Config, NonNegativeInt, PositiveInt, Side
+from worldvq.config.fields import Config, FrameSize, NonNegativeInt, PositiveInt
 
 IMPORTED = "videos:"
 """What the id of a dataset begins with that was imported from videos: nobody can play it."""
@@ -14,16 +14,18 @@ class EnvConfig(Config):
     """Which environment, and how it becomes a stream of frames and actions."""
 
     id: str = "worldvq/Maze-v0"
+    """A Gymnasium id; ``module:Id`` or ``./file.py:Id`` where a module registers it when it is imported."""
     kwargs: dict[str, Any] = {}
-    size: tuple[Side, Side] = (64, 64)
-    """Height and width of a stored frame."""
+    """Keywords of the environment's constructor."""
+    size: FrameSize = (64, 64)
+    """Height and width of a stored frame: ``[48, 64]``, ``48x64``, or ``64`` for both."""
     observation_key: str | None = None
     """Key of a Dict or Tuple observation that holds the image, dotted where it lies deeper (``sensors.camera``, ``0``);
     None finds the only image there is."""
     source: Literal["observation", "render"] | None = None
     """What is recorded: the image in the observation, or what ``render()`` gives; None prefers the first."""
     wrappers: tuple[str, ...] = ()
-    """Gymnasium wrappers, each ``module:Name``, put around the environment in this order."""
+    """Gymnasium wrappers, each ``module:Name`` or ``./file.py:Name``, put around the environment in this order."""
     action_names: tuple[str, ...] = ()
     """Names of the actions, or of the factors of an action; empty takes those that the environment has."""
     crop: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None

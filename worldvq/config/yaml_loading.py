@@ -147,13 +147,41 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     node[last] = parse_yaml(text, f"override '{override}'")
 
 
+def sections_of(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Return the fields of a config that are sections themselves, with their types."""
+    kinds = {name: field.annotation for name, field in model.model_fields.items()}
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+
+
+def paths_of(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return the paths of all keys of a config, sections among them, in order."""
+    paths, sections = [], sections_of(model)
+    for name in model.model_fields:
+        paths += [prefix + name, *(paths_of(sections[name], f"{prefix}{name}.") if name in sections else [])]
+    return paths
+
+
+def suggest(model: type[BaseModel], path: str) -> str:
+    """Return a hint at what was meant by a key that a config has not: in its section, or the same key anywhere."""
+    *parents, last = path.split(".")
+    near = did_you_mean(last, _known_keys(model, tuple(parents)))
+    paths = paths_of(model)
+    same = [known for known in paths if known.rpartition(".")[2] == last]
+    if near and not same:
+        return near
+    if not same:  # misspelt, and of another section
+        name = did_you_mean(last, [known.rpartition(".")[2] for known in paths]).partition("'")[2].partition("'")[0]
+        same = [known for known in paths if known.rpartition(".")[2] == name]
+    return f" (did you mean {' or '.join(repr(known) for known in same)}?)" if same else ""
+
+
 def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     """Names allowed at ``path`` below ``model``, or [] where that is no section."""
     for key in path:
-        info = model.model_fields.get(str(key))
-        if info is None or not isinstance(info.annotation, type) or not issubclass(info.annotation, BaseModel):
+        sections = sections_of(model)
+        if str(key) not in sections:
             return []
-        model = info.annotation
+        model = sections[str(key)]
     return list(model.model_fields)
 
 
@@ -161,8 +189,7 @@ def _describe(error: ValidationError, model: type[BaseModel], source: str) -> st
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        hint = did_you_mean(str(first["loc"][-1]), _known_keys(model, first["loc"][:-1]))
-        return f"{source}: unknown key '{printable(path)}'{hint}"
+        return f"{source}: unknown key '{printable(path)}'{suggest(model, path)}"
     message = first["msg"].removeprefix("Value error, ")
     where = f"{printable(path)} = {short(first['input'])}: " if path else ""
     return f"{source}: {where}{message}"

@@ -6,14 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from worldvq.config.fields import Config, Depth, NonNegativeFloat, PositiveInt, Side, Size
+from worldvq.config.fields import Config, Depth, FrameSize, NonNegativeFloat, PositiveInt, Size
 from worldvq.nn.config import QuantizerConfig
 
 
 class TokenizerConfig(Config):
     """The frame-level VQ-VAE."""
 
-    frame_size: tuple[Side, Side] = (64, 64)
+    frame_size: FrameSize = (64, 64)
+    """Height and width of a frame. Training takes them from the dataset; say them only to be refused another one."""
     downsample: Literal[4, 8, 16] = 8
     """Pixels per token along each axis: 64 at 8 gives 8x8 tokens."""
     width: Annotated[int, Field(ge=8, le=2**16, multiple_of=8)] = 128
@@ -27,7 +28,10 @@ class TokenizerConfig(Config):
     @model_validator(mode="after")
     def _divisible(self) -> TokenizerConfig:
         if any(side % self.downsample for side in self.frame_size):
-            raise ValueError(f"frame_size {self.frame_size} is not divisible by downsample {self.downsample}")
+            height, width = self.frame_size
+            fit = " or ".join(str(other) for other in (4, 8, 16) if height % other == width % other == 0)
+            way_out = f"set tokenizer.downsample to {fit}" if fit else "record frames whose sides divide by 4"
+            raise ValueError(f"frame_size {height}x{width} is not divisible by downsample {self.downsample}: {way_out}")
         return self
 
     @property

@@ -15,7 +15,8 @@ class RecordConfig(Config):
     """Stop after this many episodes; overrides ``frames``."""
     workers: PositiveInt = 2
     policy: str = "held"
-    """``random``, ``held`` (random, each action kept for a while), ``module:function`` or a path to a SB3 zip."""
+    """``random``, ``held`` (random, each action kept for a while), ``module:function``, ``./file.py:function`` or
+    a path to a SB3 zip."""
     hold: PositiveInt = 8
     """Longest number of steps for which ``held`` keeps an action."""
     seed: NonNegativeInt = 0

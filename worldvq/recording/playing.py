@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from worldvq.config.code import import_named
 from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import write_episode
 from worldvq.errors import UsageError, WorldVQError
 from worldvq.recording.config import RecordConfig
 from worldvq.recording.janitor import GROUP_FILE
-from worldvq.recording.policies import Policy, Stream, check_action, load_function, make_policy
+from worldvq.recording.policies import Policy, Stream, check_action, make_policy
 from worldvq.recording.spool import Ending, Phase, Spool
 from worldvq.types import Episode
 
@@ -116,7 +117,7 @@ def work(pipe: Connection, scratch: str, stream: str, env: EnvConfig, config: Re
 
     try:
         spool.begin(-1, -1, episode_seed(config.seed, 0), Phase.BUILDING)
-        world = load_function(stream)(env)
+        world = import_named(stream)(env)
         send(action_space=world.action_space.to_json())
         while True:
             spool.begin(-1, -1, 0, Phase.IDLE)

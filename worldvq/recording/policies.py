@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from worldvq.config.code import import_named
 from worldvq.errors import UsageError
 from worldvq.recording.config import RecordConfig
 from worldvq.types import UNBOUNDED, ActionSpace
@@ -48,21 +49,6 @@ class Stream(Protocol):
 
 Policy = Callable[[np.ndarray], Any]
 """From a frame to the stored action to take."""
-
-
-def load_function(path: str) -> Callable[..., Any]:
-    """Import ``module:function``.
-
-    Raises:
-        UsageError: The module or the function is not there.
-    """
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(
-            f"'{path}' cannot be imported ({error}): write module:function, importable from here"
-        ) from None
 
 
 def random_action(space: ActionSpace, rng: np.random.Generator) -> np.ndarray:
@@ -113,9 +99,11 @@ def check_policy(name: str) -> None:
         except ImportError:
             raise UsageError(f'playing {name} needs stable-baselines3: pip install "worldvq[rl]"') from None
     elif ":" in name:
-        load_function(name)
+        import_named(name)
     else:
-        raise UsageError(f"unknown policy '{name}': random, held, module:function or an SB3 agent's .zip")
+        raise UsageError(
+            f"unknown policy '{name}': random, held, module:function, ./file.py:function or an SB3 agent's .zip"
+        )
 
 
 def make_policy(config: RecordConfig, stream: Stream, seed: int) -> Policy:
@@ -131,7 +119,7 @@ def make_policy(config: RecordConfig, stream: Stream, seed: int) -> Policy:
         return _Held(space, config.hold, rng)
     if config.policy.endswith(".zip"):
         return _agent(config.policy, stream, seed)
-    return load_function(config.policy)(space, seed)
+    return import_named(config.policy)(space, seed)
 
 
 def _agent(path: str, stream: Stream, seed: int) -> Policy:

@@ -16,6 +16,7 @@ from worldvq.config.fields import Config, PositiveInt
 from worldvq.config.yaml_loading import apply_override, build, read_yaml
 from worldvq.errors import UsageError, did_you_mean
 from worldvq.evaluation.config import EvaluateConfig
+from worldvq.files.differences import require_same
 from worldvq.models.config import DynamicsConfig, TokenizerConfig, TokenizerLossConfig
 from worldvq.recording.config import RecordConfig
 from worldvq.training.config import TrainConfig
@@ -83,14 +84,44 @@ class ExperimentConfig(EvaluateSections, DynamicsSections, TokenizerSections, Re
     """A whole road from an environment to an imagined video."""
 
     @model_validator(mode="after")
-    def _sizes_agree(self) -> Self:
-        if self.env.size != self.tokenizer.frame_size:
-            raise ValueError(f"env.size {self.env.size} and tokenizer.frame_size {self.tokenizer.frame_size} differ")
+    def _size_is_given_once(self) -> Self:
+        """Where only ``tokenizer.frame_size`` is given, that is what is recorded."""
+        given = "frame_size" in self.tokenizer.model_fields_set
+        if given and "size" not in self.env.model_fields_set:
+            vars(self)["env"] = self.env.model_copy(update={"size": self.tokenizer.frame_size})
+            self.__pydantic_fields_set__.add("env")
+        height, width = self.env.size
+        if given and self.env.size != self.tokenizer.frame_size:
+            other = "x".join(str(side) for side in self.tokenizer.frame_size)
+            raise ValueError(f"env.size {height}x{width} and tokenizer.frame_size {other} differ: give one of them")
+        if height % 4 or width % 4:
+            raise ValueError(f"env.size {height}x{width}: a tokenizer takes sides that divide by 4, as 64 or 48x64 do")
         return self
 
     def sections(self, stage: type[Config]) -> dict[str, Any]:
         """Return the sections of a stage as plain data: what decides its run."""
         return self.model_dump(mode="json", include=set(stage.model_fields))
+
+    def for_frames(self, size: tuple[int, int], source: str) -> Self:
+        """Return the config whose tokenizer takes frames of this size.
+
+        Args:
+            size: Height and width.
+            source: What has them, for messages.
+
+        Raises:
+            UsageError: ``tokenizer.frame_size`` was given and is another one, or ``tokenizer.downsample`` does not fit.
+        """
+        if "frame_size" in self.tokenizer.model_fields_set:
+            require_same(
+                {"frame_size": size},
+                {"frame_size": self.tokenizer.frame_size},
+                ("the dataset has", "the config's tokenizer expects"),
+                f"{source} does not fit the config",
+                "leave tokenizer.frame_size out, or record again",
+            )
+        settings = self.tokenizer.model_dump(exclude_unset=True) | {"frame_size": size}
+        return self.model_copy(update={"tokenizer": build(TokenizerConfig, settings, source)})
 
 
 def find_config(name: str | Path) -> Path:
@@ -136,12 +167,12 @@ def override(config: ExperimentConfig, changes: dict[str, Any], overrides: Itera
     Raises:
         UsageError: An unknown key or a wrong value.
     """
-    data = config.model_dump(mode="json")
+    data = config.model_dump(mode="json", exclude_unset=True)  # what is not given stays so
     for path, value in changes.items():
         *parents, last = path.split(".")
         node = data
         for key in parents:
-            node = node[key]
+            node = node.setdefault(key, {})
         node[last] = value
     for text in overrides:
         apply_override(data, text)

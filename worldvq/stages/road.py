@@ -31,6 +31,7 @@ def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None]) -> 
     Returns:
         The report, with ``stage_seconds`` of what ran now.
     """
+    config = config.for_frames(config.env.size, "env.size")  # what does not fit is refused before it is recorded
     data, tokenizer, tokens, dynamics, world, report = (out / name for name in FOLDERS)
     seconds: dict[str, float] = {}
 

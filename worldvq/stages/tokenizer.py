@@ -11,7 +11,6 @@ import torch
 
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
-from worldvq.files.differences import require_same
 from worldvq.media.pictures import grid, save_png
 from worldvq.models.loading import save_tokenizer
 from worldvq.models.tokenizer import Tokenizer
@@ -30,18 +29,14 @@ PICTURE_ROWS = 8
 def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: Sequence[str] = ()) -> Tokenizer:
     """Train the VQ-VAE on a dataset; resumes, or returns at once if it is done.
 
+    The size of the frames is the dataset's.
+
     Raises:
-        UsageError: The dataset's frames have another size than the config's, ``out`` holds another run, or a loss
-            needs something that is not installed.
+        UsageError: The config says another size, ``out`` holds another run, or a loss needs something that is not
+            installed.
     """
     store = EpisodeStore.open(data)
-    require_same(
-        {"frame_size": store.meta.frame_size},
-        {"frame_size": config.tokenizer.frame_size},
-        ("the dataset has", "the config's tokenizer expects"),
-        f"{data} does not fit the config",
-        f"set tokenizer.frame_size and env.size to {list(store.meta.frame_size)}, or record again",
-    )
+    config = config.for_frames(store.meta.frame_size, str(data))
     training = config.tokenizer_training
     main = make_accelerator(training.precision).is_main_process
     torch.manual_seed(training.seed)
