@@ -278,10 +278,12 @@ def _make(config: EnvConfig, kwargs: dict[str, Any]) -> gymnasium.Env:
 def _unknown(env_id: str) -> str:
     """Say that there is no such environment, and where there may be one."""
     module, _, name = env_id.rpartition(":")
-    hint = did_you_mean(name, gymnasium.registry)
     if module:
-        ids = [known for known, spec in gymnasium.registry.items() if str(spec.entry_point).startswith(module)]
-        return f"there is no environment '{env_id}'{hint}: {module} registers {', '.join(sorted(ids)[:10]) or 'none'}"
+        where = {known: spec.entry_point for known, spec in gymnasium.registry.items()}
+        ids = [known for known, made in where.items() if str(getattr(made, "__module__", made)).startswith(module)]
+        listed = ", ".join(sorted(ids)[:10]) + (" ..." if len(ids) > 10 else "")
+        return f"there is no environment '{env_id}'{did_you_mean(name, ids)}: {module} registers {listed or 'none'}"
+    hint = did_you_mean(name, gymnasium.registry)
     note = find_family(env_id).note
     if not hint and not note:
         note = "where a module registers it, name that too, as in package:Id or ./file.py:Id"

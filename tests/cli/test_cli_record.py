@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support import programs
-from support.command_line import COMMAND, check_error, run, spawn_light, succeed
+from support.command_line import COMMAND, check_error, run, spawn, spawn_light, succeed
 from support.fault_tools import hashes, wait_until
 
 from worldvq.config.env import EnvConfig
@@ -120,3 +121,87 @@ def test_a_recorder_that_is_terminated_ends_cleanly_and_goes_on(tmp_path):
     }
     succeed(*MAZE, "--out", out, "--episodes", recorded + 1)
     assert EpisodeStore.open(out).verify() == []
+
+
+# ------------------------------------------------------------------------------------------------ what is played
+
+OWN = """
+import gymnasium, numpy
+class Env(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(0, 255, (16, 16, 3), numpy.uint8)
+    action_space = gymnasium.spaces.Discrete(2)
+    def frame(self):
+        return numpy.random.default_rng(self.steps).integers(0, 256, (16, 16, 3), numpy.uint8)
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return self.frame(), {}
+    def step(self, action):
+        self.steps += 1
+        return self.frame(), 0.0, self.steps == 40, False, {}
+class Wrapped(gymnasium.Wrapper):
+    pass
+def one(space, seed):
+    return lambda frame: 1
+gymnasium.register("Own-v0", Env)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with a module of its user's, who is in it."""
+    name = f"own_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    yield name
+    sys.path[:] = [path for path in sys.path if path != str(tmp_path)]
+
+
+@pytest.mark.parametrize("module", ["{}", "./{}.py"])
+def test_a_module_in_the_current_folder_is_found_by_the_script(own, module):
+    """As the installed script starts, whose path begins with its own folder: environment, wrapper and policy."""
+    module = module.format(own)
+    script = (sys.executable, "-c", "import sys; sys.path.remove(''); from worldvq.cli.main import main; main()")
+    words = [f"{module}:Own-v0", "--policy", f"{module}:one", f"env.wrappers=['{module}:Wrapped']"]
+    options = ["--episodes", 3, "--size", 16]
+    succeed("record", *words, "--out", "d", *options, how=lambda *arguments: spawn(*arguments, command=script))
+    assert {action for n in range(3) for action in EpisodeStore.open("d").read(n).actions} == {1}
+
+
+def test_the_current_folder_hides_no_package(own):
+    before = list(sys.path)
+    check_error(run("record", f"{own}:Other-v0", "--out", "d", "--episodes", 1), 2, [f"{own} registers Own-v0"])
+    assert sys.path[: len(before)] == before
+
+
+def test_a_file_is_not_taken_for_another_module(own):
+    Path("gymnasium.py").write_text("def one(space, seed): pass")
+    result = run("record", "worldvq/Maze-v0", "--policy", "./gymnasium.py:one", "--out", "d", "--episodes", 1)
+    check_error(result, 2, ["./gymnasium.py", "another module", "rename"])
+    result = run("record", "worldvq/Maze-v0", "--policy", "./none.py:one", "--out", "d", "--episodes", 1)
+    check_error(result, 2, ["no such file: ./none.py"])
+
+
+def test_a_config_names_the_environment(own):
+    Path("c.yaml").write_text(f"env: {{id: '{own}:Own-v0', size: 16x16, max_steps: 5}}\nrecord: {{episodes: 2}}\n")
+    succeed("record", "--config", "c.yaml", "--out", "d")
+    store = EpisodeStore.open("d")
+    assert store.meta.env.id == f"{own}:Own-v0" and [entry.num_frames for entry in store.entries] == [6, 6]
+    succeed("record", "--config", "c.yaml", "--out", "maze", "env.id=worldvq/Maze-v0", "env.max_steps=4")
+    assert EpisodeStore.open("maze").meta.env.id == "worldvq/Maze-v0"
+
+
+def test_a_config_holds_for_another_environment_but_for_what_is_its_own(own):
+    own_keys = "id: worldvq/Maze-v0, kwargs: {max_steps: 9}, crop: [1, 1, 1, 1], observation_key: a"
+    Path("c.yaml").write_text(f"env: {{{own_keys}, max_steps: 5, frame_skip: 2, size: 16}}\n")
+    result = succeed("record", f"{own}:Own-v0", "--config", "c.yaml", "--out", "d", "--episodes", 2)
+    assert "c.yaml: env.crop, env.kwargs, env.observation_key left out, of 'worldvq/Maze-v0' alone" in result
+    env = EpisodeStore.open("d").meta.env
+    assert env == EnvConfig(id=f"{own}:Own-v0", max_steps=5, frame_skip=2, size=(16, 16))
+    assert EpisodeStore.open("d").entries[0].num_frames == 6
+
+
+def test_a_config_without_an_environment_goes_on_with_the_dataset(own):
+    succeed("record", f"{own}:Own-v0", "--config", "tiny", "--out", "d", "--episodes", 1, "--size", 16)
+    assert EpisodeStore.open("d").meta.env.max_steps == 120  # of a config that names no environment, for any
+    succeed("record", "--config", "tiny", "--out", "d", "--episodes", 2, "--trust")
+    assert len(EpisodeStore.open("d")) == 2
