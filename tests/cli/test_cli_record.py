@@ -205,3 +205,32 @@ def test_a_config_without_an_environment_goes_on_with_the_dataset(own):
     assert EpisodeStore.open("d").meta.env.max_steps == 120  # of a config that names no environment, for any
     succeed("record", "--config", "tiny", "--out", "d", "--episodes", 2, "--trust")
     assert len(EpisodeStore.open("d")) == 2
+
+
+# ------------------------------------------------------------------------------------------------ what is held out
+
+
+@pytest.mark.parametrize(("count", "split", "suggested"), [(5, [], 4), (2, [], 2), (3, ["record.heldout_every=1"], 3)])
+def test_a_recording_without_held_out_episodes_says_so_and_is_mended_without_playing(tmp_path, count, split, suggested):
+    words = [*MAZE, "--out", tmp_path / "d", "--episodes", count]
+    result = succeed(*words, *split)
+    assert "warning" in result and f"record.heldout_every={suggested}" in result, result
+    before = {path: path.read_bytes() for path in (tmp_path / "d").rglob("*.safetensors")}
+    assert "warning" not in succeed(*words, f"record.heldout_every={suggested}")
+    assert {path: path.read_bytes() for path in (tmp_path / "d").rglob("*.safetensors")} == before
+    store = EpisodeStore.open(tmp_path / "d")
+    assert store.heldout_every == suggested and store.numbers("heldout") and store.numbers("train")
+    assert store.verify() == []
+    succeed(*words)  # which says nothing of the split: the dataset keeps its own
+    assert EpisodeStore.open(tmp_path / "d").heldout_every == suggested
+
+
+def test_one_episode_alone_cannot_be_divided(tmp_path):
+    result = succeed(*MAZE, "--out", tmp_path / "d", "--episodes", 1)
+    assert "nothing is held out" in result and "record more episodes" in result and "heldout_every=" not in result
+
+
+def test_a_shard_changes_no_split(tmp_path):
+    succeed(*MAZE, "--out", tmp_path / "d", "--episodes", 2)
+    words = [*MAZE, "--out", tmp_path / "d", "--episodes", 4, "--shard", "0/2", "record.heldout_every=2"]
+    check_error(run(*words), 2, ["heldout_every: the dataset has 10, you ask for 2"])

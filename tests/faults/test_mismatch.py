@@ -212,6 +212,21 @@ def test_a_world_and_a_dataset(made, data, command):
     assert world.hash() == hashed
 
 
+@pytest.mark.parametrize("command", ["evaluate", "imagine"])
+def test_a_world_and_its_dataset_with_another_split(made, tmp_path, command):
+    """What is held out now was trained on."""
+    data = tmp_path / "data"
+    shutil.copytree(made / "data", data)
+    meta = EpisodeStore.open(data).meta
+    EpisodeStore.create(data, meta.model_copy(update={"heldout_every": meta.heldout_every + 1})).close()
+    world = WorldModel.load(made / "world", "cpu")
+    uses = {
+        "evaluate": lambda: evaluate(world, data, made / "new", EvaluateConfig(), progress=False),
+        "imagine": lambda: imagine(made / "world", data, made / "new.mp4", 2, 2, "recorded", 1, 0, {}, "cpu"),
+    }
+    refused(made, uses[command], "holds out episodes that the world was trained on", "heldout_every: the dataset has")
+
+
 @pytest.mark.parametrize("what", ["tokenizer", "dynamics"])
 def test_a_config_and_a_run_folder(made, tmp_path, what):
     shutil.copytree(made / what, tmp_path / what)

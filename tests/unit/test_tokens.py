@@ -112,3 +112,15 @@ def test_damage_is_named(tmp_path):
     file.unlink()
     with pytest.raises(CorruptFileError, match=r"000001\.safetensors"):
         TokenStore.open(tmp_path / "t").read(1)
+
+
+def test_another_split_changes_the_description_alone(tmp_path):
+    """``record.heldout_every`` of the dataset was changed: its tokens are the same."""
+    meta = make_meta()
+    other = meta.model_copy(update={"dataset": meta.dataset.model_copy(update={"heldout_every": 2})})
+    with TokenStore.create(tmp_path / "t", meta) as store:
+        for number in range(2):
+            store.write(number, make_tokens(number), make_episode(number))
+    TokenStore.create(tmp_path / "t", other).close()
+    store = TokenStore.open(tmp_path / "t")
+    assert store.meta == other and store.numbers("heldout") == [1] and store.verify() == []

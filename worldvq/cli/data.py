@@ -54,6 +54,8 @@ def merge_command(
     count = merge_shards(data)
     with open_store(data) as store:
         print(f"{data}: {count} shards merged, {len(store)} episodes, {store.num_frames} frames")
+        if problem := store.split_problem():
+            print(f"warning: {problem}")
 
 
 @data_app.command("preview")

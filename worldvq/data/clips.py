@@ -90,8 +90,9 @@ class ClipSampler:
         self._numbers = np.array(store.numbers(split), np.int64)
         if not len(self._numbers):
             raise UsageError(
-                f"{store.path} has no {split} episodes ({len(store)} in all, every {store.heldout_every}th is held out)"
-                "; record more"
+                f"{store.path} has no {split} episodes ({len(store)} in all, record.heldout_every is "
+                f"{store.heldout_every}); record more, or record again with another record.heldout_every, which plays "
+                "nothing again"
             )
         starts = [max(store.entry(int(n)).num_frames - clip_frames + 1, 1) for n in self._numbers]
         self._ends = np.cumsum(starts)
@@ -221,8 +222,9 @@ def heldout_clips(store: EpisodeStore | TokenStore, num_clips: int, clip_frames:
     numbers = store.numbers("heldout")
     if not numbers:
         raise UsageError(
-            f"{store.path} has no held-out episodes ({len(store)} in all, every {store.heldout_every}th is held out); "
-            "record more, or with a smaller record.heldout_every"
+            f"{store.path} has no held-out episodes ({len(store)} in all, record.heldout_every is "
+            f"{store.heldout_every}); record more, or record again with a smaller record.heldout_every, which plays "
+            "nothing again"
         )
     lengths = {number: store.entry(number).num_frames for number in numbers}
     longest = max(numbers, key=lambda number: lengths[number])

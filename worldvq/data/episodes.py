@@ -53,6 +53,12 @@ class DatasetMeta(Record):
     compression: Literal["none", "zstd"] = "none"
     versions: dict[str, str] = {}
 
+    def moved(self, other: DatasetMeta) -> DatasetMeta | None:
+        """Return this with the split of another, or None where it has the same."""
+        if self.heldout_every == other.heldout_every:
+            return None
+        return self.model_copy(update={"heldout_every": other.heldout_every})
+
     @field_validator("action_space")
     @classmethod
     def _is_action_space(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -98,6 +104,7 @@ class EpisodeStore(Store[DatasetMeta]):
     meta_file: ClassVar = "dataset.json"
     what: ClassVar = "dataset"
     how_to_make: ClassVar = "worldvq record ENV --out DIR"
+    may_change: ClassVar = ("heldout_every",)
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

@@ -42,6 +42,8 @@ class Store(Generic[M]):
     meta_file: ClassVar[str]
     what: ClassVar[str]
     how_to_make: ClassVar[str]
+    may_change: ClassVar[tuple[str, ...]] = ()
+    """Keys of the description that a store takes on when it is continued: what was written does not depend on them."""
 
     def __init__(self, path: Path, meta: M, entries: list[IndexEntry], locks: list[Lock] | None = None) -> None:
         self.path, self.meta, self._locks, self._shard = path, meta, locks or [], Shard()
@@ -62,7 +64,7 @@ class Store(Generic[M]):
         if not (path / INDEX).exists() and (shards := shard_indexes(path)):
             raise UsageError(f"{path} holds {len(shards)} shards that are not merged: worldvq data merge {path}")
         refuse_links(path)
-        meta = cls._read_meta(path)
+        meta = cls.read_meta(path)
         return cls(path, meta, read_index(path / INDEX)[0])
 
     @classmethod
@@ -74,6 +76,8 @@ class Store(Generic[M]):
             meta: What the store is made from.
             shard: Write only this shard's episodes, beside the writers of other shards. It holds what it listed itself
                 and what was merged before; ``merge`` makes it whole.
+
+        What ``may_change`` is rewritten in a store that is there, but by a shard: others may be at work.
 
         Raises:
             UsageError: The folder holds something else, a store with another ``meta`` (the differences are named), or
@@ -94,16 +98,18 @@ class Store(Generic[M]):
             for stale in _stale_files(path, shard):
                 stale.unlink(missing_ok=True)
             if (path / cls.meta_file).is_file():
-                found = cls._read_meta(path)
+                found = cls.read_meta(path)
                 require_same(
                     found.model_dump(mode="json"),
                     meta.model_dump(mode="json"),
                     (f"the {cls.what} has", "you ask for"),
                     f"{path} was made otherwise",
                     "give another folder",
-                    ignore=("versions",),  # of libraries
+                    ignore=("versions", *(cls.may_change if shard.is_whole else ())),  # versions are of libraries
                 )
-                meta = found
+                if changed := found.moved(meta) if shard.is_whole else None:
+                    write_atomic(path / cls.meta_file, seal(changed.model_dump(mode="json")))
+                meta = changed or found
             else:
                 write_atomic(path / cls.meta_file, seal(meta.model_dump(mode="json")))
             own, whole = read_index(path / shard.index_name)
@@ -126,7 +132,8 @@ class Store(Generic[M]):
             raise UsageError(f"{path} holds other files and no {cls.what}; give a new or an empty folder")
 
     @classmethod
-    def _read_meta(cls, path: Path) -> Any:
+    def read_meta(cls, path: Path) -> Any:
+        """Read the description of the store in a folder; raises CorruptFileError."""
         file = path / cls.meta_file
         return load_json(cls.meta_type, read_bounded(file, follow=False), str(file))
 
@@ -211,6 +218,20 @@ class Store(Generic[M]):
             raise UsageError(f"unknown split '{split}': train, heldout or all")
         every = self.heldout_every
         return [n for n in sorted(self._entries) if split == "all" or (n % every == every - 1) == (split == "heldout")]
+
+    def split_problem(self) -> str:
+        """Say that nothing is held out, or nothing left to train on, and what to do; "" where both have episodes."""
+        count, heldout = len(self), len(self.numbers("heldout"))
+        if 0 < heldout < count:
+            return ""
+        what = "nothing is left to train on" if heldout else "nothing is held out"
+        every = min(10, count) if heldout else min(4, count)
+        fewer = sum(number % every == every - 1 for number in self._entries) if every > 1 else 0
+        way_out = f"record again with record.heldout_every={every}, which plays nothing again, or " if fewer else ""
+        return (
+            f"{self.path}: {what} (held out {heldout} of {count}, record.heldout_every is {self.heldout_every}): "
+            f"{way_out}record more episodes"
+        )
 
     def append(self, entry: IndexEntry) -> IndexEntry:
         """List an episode whose file is already written; it counts as committed when this returns.

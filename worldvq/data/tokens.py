@@ -36,6 +36,11 @@ class TokenMeta(Record):
     grid: tuple[Side, Side]
     """Height and width of a frame in tokens."""
 
+    def moved(self, other: TokenMeta) -> TokenMeta | None:
+        """Return this with the split of another, or None where it has the same."""
+        dataset = self.dataset.moved(other.dataset)
+        return self.model_copy(update={"dataset": dataset}) if dataset else None
+
     @property
     def dtype(self) -> np.dtype:
         """Dtype of a token on disk."""
@@ -58,6 +63,7 @@ class TokenStore(Store[TokenMeta]):
     meta_file: ClassVar = "tokens.json"
     what: ClassVar = "token store"
     how_to_make: ClassVar = "worldvq tokenize --tokenizer DIR --data DIR --out DIR"
+    may_change: ClassVar = ("heldout_every",)
 
     def __init__(self, path: Path, meta: TokenMeta, entries: list[IndexEntry], *locks: Any) -> None:
         super().__init__(path, meta, entries, *locks)

@@ -36,7 +36,7 @@ from worldvq.evaluation.page import Rollouts, write_page
 from worldvq.evaluation.parts import Part, Parts
 from worldvq.evaluation.summary import summarize
 from worldvq.files.atomic import disk_errors, write_atomic
-from worldvq.files.differences import require_same
+from worldvq.files.differences import differences, require_same
 from worldvq.files.lock import Lock
 from worldvq.types import ActionSpace, TokenClip
 
@@ -199,6 +199,16 @@ def check_fits(world: WorldModel, store: EpisodeStore) -> None:
         f"{store.path} does not fit the world",
         "take a dataset of the world's environment, recorded with its env.size",
     )
+    here, trained_on = store.meta.model_dump(mode="json"), world.meta.get("dataset")
+    who = ("the dataset has", "the world was trained with")
+    if isinstance(trained_on, dict) and not differences(here, trained_on, who, ("versions", "heldout_every")):
+        require_same(
+            {"heldout_every": here["heldout_every"]},
+            {"heldout_every": trained_on.get("heldout_every")},
+            who,
+            f"{store.path} holds out episodes that the world was trained on",
+            "set record.heldout_every back (`worldvq record` plays nothing again), or train on the new split",
+        )
 
 
 def _derangement(size: int, seed: int) -> np.ndarray:

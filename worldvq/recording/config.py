@@ -21,7 +21,8 @@ class RecordConfig(Config):
     """Longest number of steps for which ``held`` keeps an action."""
     seed: NonNegativeInt = 0
     heldout_every: PositiveInt = 10
-    """Episode n is held out when n % heldout_every == heldout_every - 1."""
+    """Episode n is held out when n % heldout_every == heldout_every - 1. A dataset that is there may be given another
+    number, which records nothing again; not given, it keeps its own."""
     compression: Literal["none", "zstd"] = "none"
     timeout: PositiveFloat = 60.0
     """Seconds that an environment may take to be built, reset or stepped; then its worker is killed and replaced."""

@@ -23,9 +23,24 @@ def record(
     shard: Shard = Shard(),  # noqa: B008 (frozen)
 ) -> EpisodeStore:
     """Record a Gymnasium environment; see :func:`worldvq.recording.record.record`."""
-    return recorder.record(env, config, out, stream=STREAM, progress=progress, shard=shard)
+    store = recorder.record(env, _with_split(config, out), out, stream=STREAM, progress=progress, shard=shard)
+    return _checked(store) if shard.is_whole else store
 
 
 def record_on_ray(env: EnvConfig, config: RecordConfig, out: Path, actors: int) -> EpisodeStore:
     """Record a Gymnasium environment on a Ray cluster; see :func:`worldvq.recording.ray.record_on_ray`."""
-    return ray.record_on_ray(env, config, out, actors, stream=STREAM)
+    return _checked(ray.record_on_ray(env, _with_split(config, out), out, actors, stream=STREAM))
+
+
+def _with_split(config: RecordConfig, out: Path) -> RecordConfig:
+    """Return the config that holds out what the dataset does which it continues, unless it says otherwise itself."""
+    if "heldout_every" in config.model_fields_set or not (out / EpisodeStore.meta_file).is_file():
+        return config
+    return config.model_copy(update={"heldout_every": EpisodeStore.read_meta(out).heldout_every})
+
+
+def _checked(store: EpisodeStore) -> EpisodeStore:
+    """Say now, not hours later, that training or evaluating will lack episodes."""
+    if problem := store.split_problem():
+        print(f"warning: {problem}", flush=True)
+    return store
