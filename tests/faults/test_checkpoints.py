@@ -17,6 +17,7 @@ from torch import nn
 
 from worldvq.errors import CorruptFileError
 from worldvq.files.reading import seal
+from worldvq.nn.matrix import Matrix
 from worldvq.training.checkpoints import Checkpoints
 from worldvq.training.config import OptimizerConfig
 from worldvq.training.optimizers import make_optimizer
@@ -24,7 +25,7 @@ from worldvq.training.optimizers import make_optimizer
 
 def parts(step):
     """A model and an optimizer whose every number is the step."""
-    network = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8))
+    network = nn.Sequential(Matrix(8, 8), nn.Linear(8, 8))
     optimizer = make_optimizer(network, OptimizerConfig(kind="muon"))
     network(torch.ones(1, 8)).sum().backward()
     optimizer.step()

@@ -153,7 +153,7 @@ def check_error(result, *folders):
     *notes, error, end = result.stderr.split("\n")
     assert error.startswith("worldvq: error: ") and end == "", result.stderr
     assert any(str(folder) in error for folder in folders), error
-    assert all(line.startswith("note:") for line in notes), notes
+    assert all(line.startswith(("note:", "recording '")) for line in notes), notes
     assert re.search(r"[\d,]+ bytes free", error), error
 
 

@@ -58,7 +58,7 @@ def record(
         config: How much, by whom. With ``frames``, the episode that reaches the count is truncated there.
         out: Folder of the dataset.
         stream: ``module:function`` that builds a :class:`~worldvq.recording.policies.Stream` from ``env``.
-        progress: Show a progress bar.
+        progress: Say what is recorded, and show a progress bar.
         shard: Record only this shard's episodes, or its share of the frames; others record theirs into the same folder.
 
     Returns:
@@ -77,7 +77,7 @@ def record(
     pool = Pool(stream, env, config, out)
     try:
         meta = _describe(env, config, pool.probe())
-        for line in pool.lines:
+        for line in pool.lines if progress else ():
             print(f"recording '{env.id}': {line}", flush=True)
         store = EpisodeStore.create(out, meta, shard)
         try:
@@ -206,9 +206,8 @@ def _cut(
     spool = pool.in_play().get(number)
     if spool is None or spool.num_frames() <= most:
         return None
-    episode = spool.episode(most=most)
-    assert episode is not None
-    return write_episode(store.path, number, episode, config.compression)
+    episode = pool.cut(number, most)
+    return write_episode(store.path, number, episode, config.compression) if episode else None
 
 
 def _take_failure(
@@ -236,9 +235,10 @@ def _remove_unlisted(store: EpisodeStore, shard: Shard) -> None:
     first = next(n for n in count(shard.index, shard.count) if n not in listed)
     for file in (store.path / "episodes").iterdir():
         name = file.name.removeprefix(".").partition(".")[0]
-        if not name.isdecimal() or not shard.owns(number := int(name)) or number < first or number in listed:
+        if not name.isdecimal() or not shard.owns(number := int(name)):
             continue
-        if file.suffix == ".tmp" or file == store.path / file_name(number):
+        unlisted = number >= first and number not in listed
+        if file.suffix == ".tmp" or (unlisted and file == store.path / file_name(number)):
             file.unlink(missing_ok=True)
 
 

@@ -162,6 +162,23 @@ class Pool:
                 found[header.number] = worker.spool
         return found
 
+    def cut(self, number: int, most: int) -> Episode | None:
+        """End the worker that plays an episode, and return its first ``most`` frames, truncated.
+
+        It is dead before anything is read, so that it cannot write the whole episode over what is written of it. None
+        where it was done in the meantime: then :meth:`results` has the entry.
+        """
+        for worker in list(self._workers.values()):
+            if worker.spool.header().number != number:
+                continue
+            self._end(worker)
+            header = worker.spool.header()
+            if header.number == number and header.sequence in worker.jobs and worker.spool.num_frames() > most:
+                episode = worker.spool.episode(most=most)
+                self._forget(worker)
+                return episode
+        return None
+
     def _send(self, worker: _Worker, job: Job) -> None:
         self._sequence += 1
         worker.jobs[self._sequence] = job
