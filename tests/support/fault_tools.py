@@ -166,7 +166,14 @@ class Command:
         return code
 
 
+def hear_ctrl_c() -> None:
+    """Undo what a process has from the fork server, which a recorder may have started: it never hears Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def _run_command(arguments: list[str], environment: dict[str, str], log: str) -> None:
+    hear_ctrl_c()
     os.environ.update(environment)
     tempfile.tempdir = None
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)

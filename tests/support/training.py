@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from support.batches import Held, Noted, Scenes, TokenBatches
-from support.fault_tools import free_port, wait_until
+from support.fault_tools import free_port, hear_ctrl_c, wait_until
 from support.tokenizers import make_tokenizer
 from worldvq.errors import WorldVQError
 from worldvq.models.config import DynamicsConfig
@@ -56,6 +56,7 @@ class Job:
 
 
 def _enter(log: str, environment: dict[str, str], function: Any, arguments: tuple) -> None:
+    hear_ctrl_c()
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
