@@ -41,15 +41,15 @@ class Actions:
         self._leaves = list(_leaves(space, "", env_id))
         choices = [n for leaf in self._leaves for n in leaf.nvec]
         mixed = any(leaf.nvec for leaf in self._leaves) and not all(leaf.nvec for leaf in self._leaves)
-        self._as_choices = not mixed and bool(choices)
-        self.changes = not self._as_choices
-        if self._as_choices and len(choices) == 1:
+        as_choices = not mixed and bool(choices)
+        self.changes = not as_choices
+        if as_choices and len(choices) == 1:
             kept = names if len(names) == choices[0] else ()
             self.space = ActionSpace("discrete", (choices[0],), names=kept)
             return
         low, high = (np.concatenate([getattr(leaf, side) for leaf in self._leaves]) for side in ("low", "high"))
         kept = names if len(names) == len(low) else ()
-        if self._as_choices:
+        if as_choices:
             self.space = ActionSpace("multi_discrete", tuple(choices), names=kept)
         else:
             self.space = ActionSpace("box", low=tuple(map(float, low)), high=tuple(map(float, high)), names=kept)
@@ -114,12 +114,13 @@ class _Leaf:
 def _refused(space: Any, env_id: str, key: str, why: str) -> UsageError:
     where = f" (its part '{key}')" if key else ""
     return UsageError(
-        f"'{env_id}' has the action space {_short(space)}{where}, which cannot be stored{why}: choose env.kwargs with "
-        "which it offers Discrete, MultiDiscrete, MultiBinary or Box actions, or Dicts and Tuples of them, or wrap it"
+        f"'{env_id}' has the action space {short_space(space)}{where}, which cannot be stored{why}: choose env.kwargs "
+        "with which it offers Discrete, MultiDiscrete, MultiBinary or Box actions, or Dicts and Tuples, or wrap it"
     )
 
 
-def _short(space: Any) -> str:
+def short_space(space: Any) -> str:
+    """Return a space as one line of at most 160 characters."""
     text = " ".join(str(space).split())
     return text if len(text) <= 160 else text[:157] + "..."
 

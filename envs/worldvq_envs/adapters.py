@@ -19,7 +19,7 @@ import numpy as np
 from worldvq.config.code import import_module, import_named
 from worldvq.config.env import EnvConfig
 from worldvq.errors import UsageError, did_you_mean
-from worldvq_envs.actions import Actions, names_of
+from worldvq_envs.actions import Actions, names_of, short_space
 from worldvq_envs.families import Family, find_family
 from worldvq_envs.fitting import cropped_size, fit_frame
 from worldvq_envs.images import Picture, pictures_in
@@ -175,31 +175,33 @@ class FrameStream:
             UsageError: They are no pictures, or the environment fails in its first steps.
         """
         self.env.action_space.seed(_LOOK_SEED)
-        steps = 0
         try:
-            self._picture.look(self._reset(_LOOK_SEED))
-            while steps < _LONGEST_LOOK and not self._picture.is_plain:
-                observation, _, terminated, truncated, _ = _checked_step(self.env.step(self.env.action_space.sample()))
-                if self._family.has_frame(self.env):
-                    self._picture.look(observation)
-                steps += 1
-                if terminated or truncated:
-                    break
-        except UsageError as error:
-            raise UsageError(f"'{self.config.id}': {error}") from None
-        except Exception as error:
-            if not steps and isinstance(error, ValueError):
-                raise UsageError(f"'{self.config.id}' cannot be recorded: {_line(error)}") from None
-            if not self._picture.size[0]:
-                raise
-            # Its simulator failed, or has a fault that an episode will meet too: what was seen has to do.
-        try:
+            self._look_at_steps()
             self._picture.decide()
         except UsageError as error:
             raise UsageError(f"'{self.config.id}': {error}") from None
+        except ValueError as error:
+            raise UsageError(f"'{self.config.id}' cannot be recorded: {_line(error)}") from None
         if self._picture.may_be_codes and self._rendering is not None:
             self._render()
             self._look()
+
+    def _look_at_steps(self) -> None:
+        """Show the picture a first frame and, while it is in doubt, those of random steps after it."""
+        self._picture.look(self._reset(_LOOK_SEED))
+        for step in range(_LONGEST_LOOK):
+            if self._picture.is_plain:
+                return
+            try:
+                observation, _, terminated, truncated, _ = _checked_step(self.env.step(self.env.action_space.sample()))
+                if self._family.has_frame(self.env):
+                    self._picture.look(observation)
+            except Exception as error:
+                if isinstance(error, UsageError) or (step == 0 and isinstance(error, ValueError)):
+                    raise
+                return  # its simulator failed, or has a fault that an episode will meet too: what was seen has to do
+            if terminated or truncated:
+                return
 
     def _see(self, observation: Any, shown: bool = True) -> np.ndarray:
         """Return the frame of an observation, or the last one where it is not ``shown``."""
@@ -311,8 +313,8 @@ def _make_rendering(env: gymnasium.Env, config: EnvConfig, kwargs: dict[str, Any
     if not _renders(env) or "render_mode" in kwargs:
         modes = list(env.metadata.get("render_modes") or [])
         raise UsageError(
-            f"'{config.id}' shows no image: its observation space is {_short(env.observation_space)} and it renders "
-            f"{modes}, not rgb_array; set env.observation_key or env.kwargs to what gives pixels"
+            f"'{config.id}' shows no image: its observation space is {short_space(env.observation_space)} and it "
+            f"renders {modes}, not rgb_array; set env.observation_key or env.kwargs to what gives pixels"
         )
     env.close()
     return _make(config, {**kwargs, "render_mode": "rgb_array"})
@@ -326,24 +328,20 @@ def _find_picture(env: gymnasium.Env, config: EnvConfig, family: Family) -> Pict
     if key is not None and key not in found:
         if not names:
             raise UsageError(
-                f"env.observation_key '{key}': '{config.id}' observes {_short(space)}, not a Dict with images; "
+                f"env.observation_key '{key}': '{config.id}' observes {short_space(space)}, not a Dict with images; "
                 "leave it out"
             )
-        raise UsageError(f"env.observation_key '{key}': '{config.id}' has the images {names} in {_short(space)}")
+        raise UsageError(f"env.observation_key '{key}': '{config.id}' has the images {names} in {short_space(space)}")
     if key is None:
         key = family.observation_key if family.observation_key in found else None
     if key is None and len(found) > 1:
         raise UsageError(f"'{config.id}' observes several images, {names}: set env.observation_key to one of them")
     if not found:
         if config.source == "observation":
-            raise UsageError(f"env.source observation: '{config.id}' observes {_short(space)}, which holds no image")
+            seen = short_space(space)
+            raise UsageError(f"env.source observation: '{config.id}' observes {seen}, which holds no image")
         return None
     return found[key] if key is not None else next(iter(found.values()))
-
-
-def _short(space: Any) -> str:
-    text = " ".join(str(space).split())
-    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import RunError, UsageError
 from worldvq.recording.config import RecordConfig
 from worldvq.recording.record import episode_seed, play
+from worldvq.recording.workers import Pool
 from worldvq.stages.record import record
 
 TIMEOUT = 2.0
@@ -85,7 +86,9 @@ def check_whole(store: EpisodeStore, episodes: int, interrupted: dict[int, int],
 
 
 @pytest.mark.parametrize("how", ERRORS)
-def test_a_step_that_fails_costs_the_rest_of_one_episode(tmp_path, diary, capfd, how):
+def test_a_step_that_fails_costs_the_rest_of_one_episode(tmp_path, diary, capfd, monkeypatch, how):
+    started, start = [], Pool.start
+    monkeypatch.setattr(Pool, "start", lambda pool: (started.append(pool), start(pool)))
     env = toy(fail=how, fail_seed=FAILED, fail_step=4, diary=str(diary), engine=True)
     store = run(tmp_path / "d", env)
     check_whole(store, 5, {2: 3})
@@ -95,7 +98,7 @@ def test_a_step_that_fails_costs_the_rest_of_one_episode(tmp_path, diary, capfd,
     assert lines == [
         f"worldvq: '{ID}', episode 2, seed {FAILED}: {error}; interrupted after 3 steps, its worker is replaced"
     ]
-    assert len(built(diary)) == 3  # two workers, and another one for that which failed
+    assert len(started) == 3  # two workers, and another one for that which failed, whether or not it gets to play
 
 
 @pytest.mark.parametrize("how", ERRORS)

@@ -6,10 +6,11 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from support.fault_tools import wait_until
+from support.fault_tools import is_running, wait_until
 from support.zygote import toy_recording
 from worldvq.config.env import EnvConfig
 from worldvq.errors import UsageError
@@ -36,7 +37,11 @@ def main(out: Path, gate: Path) -> None:
     def take_away() -> None:
         assert wait_until(lambda: len(lines(out)) == 2 and min(lines(out)) >= 2)
         print("taking a node away at", lines(out), flush=True)
+        raylet = node.all_processes["raylet"][0].process.pid
+        workers = psutil.Process(raylet).children()
         cluster.remove_node(node, allow_graceful=False)
+        # An actor lives on until it notices that its node is gone: it is not to finish its shard in that time.
+        assert wait_until(lambda: not any(is_running(process.pid) for process in workers))
         gate.touch()
 
     spoiler = threading.Thread(target=take_away)

@@ -56,12 +56,14 @@ def test_an_action_is_found(space, text, action):
         (NAMED, "-1", ["'-1'"]),
         (NAMED, "²", ["²"]),
         (NAMED, "", ["''"]),
+        (NAMED, "go\nleft", ["'go\\nleft'"]),
         (PLAIN, "forward", ["forward", "0 to 3"]),
         (MULTI, "0,1", ["0,1", "3 numbers"]),
         (MULTI, "0,x,1", ["0,x,1"]),
         (MULTI, "0,3,1", ["0,3,1", "3.0", "(2, 3, 2)"]),
         (MULTI, "0,0.5,1", ["0,0.5,1", "0.5"]),
         (BOX, "0,-1", ["0,-1", "-1.0"]),
+        (BOX, "\n2,1", ["\\n2,1", "2.0"]),
         (BOX, "nan,1", ["nan"]),
         (BOX, "0,inf", ["inf"]),
     ],
@@ -69,7 +71,7 @@ def test_an_action_is_found(space, text, action):
 def test_an_action_that_is_not_there_is_named(space, text, words):
     with pytest.raises(UsageError) as caught:
         find_action(space, text)
-    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value), str(caught.value)
 
 
 @pytest.mark.parametrize(

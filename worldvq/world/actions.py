@@ -11,6 +11,7 @@ from torch import Tensor
 
 from worldvq.errors import CorruptFileError, UsageError, did_you_mean
 from worldvq.files.arrays import read_array
+from worldvq.files.differences import printable
 from worldvq.files.reading import read_json
 from worldvq.types import ActionSpace, as_tensor
 
@@ -21,21 +22,22 @@ def find_action(space: ActionSpace, name: str) -> np.ndarray:
     Raises:
         UsageError: There is none; the names are listed.
     """
+    shown = printable(name)
     if space.kind == "discrete":
         names = {option.lower(): index for index, option in enumerate(space.names)}
         index = names.get(name.lower(), int(name) if name.isdecimal() else -1)
         if not 0 <= index < space.nvec[0]:
             options = ", ".join(space.names) or f"0 to {space.nvec[0] - 1}"
             hint = did_you_mean(name.lower(), names)
-            raise UsageError(f"no action '{name}'{hint}: recorded, paper, a .npy or .json file, or one of {options}")
+            raise UsageError(f"no action '{shown}'{hint}: recorded, paper, a .npy or .json file, or one of {options}")
         return np.asarray(index, space.dtype)
     try:
         action = np.array([float(part) for part in name.split(",")])
     except ValueError:
         action = np.empty(0)
     if action.shape != space.shape:
-        raise UsageError(f"--actions {name}: write {space.shape[0]} numbers with commas between, recorded, or a file")
-    return check_actions(action[None], space, f"--actions {name}")[0]
+        raise UsageError(f"--actions {shown}: write {space.shape[0]} numbers with commas between, recorded, or a file")
+    return check_actions(action[None], space, f"--actions {shown}")[0]
 
 
 def read_actions(path: Path, space: ActionSpace, num_steps: int) -> np.ndarray:

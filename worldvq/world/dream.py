@@ -96,7 +96,8 @@ class Dream:
     def _observe_context(self, tokens: Tensor, actions: ArrayLike | Tensor) -> tuple[Tensor, DynamicsState]:
         """Take in a context (n, C, h, w) but for its last frame; returns that (n, h, w), and what is remembered."""
         engine, (batch, context) = self.engine, tokens.shape[:2]
-        between = tuple(as_tensor(actions).shape[1:2])
+        actions = as_tensor(actions)
+        between = tuple(actions.shape[1:2])
         if between and between != (context - 1,):
             raise UsageError(f"{context} context frames have {context - 1} actions between them, got {between[0]}")
         taken = stored_actions(actions, engine.action_space, (batch, context - 1), "the context").to(engine.device)
