@@ -148,7 +148,7 @@ def test_the_command_line_refuses_a_second_trainer_before_it_imports_anything_he
 
 
 def test_fit_claims_the_folder_under_its_lock_and_before_it_writes(tmp_path):
-    def claim():
+    def begin():
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
         with pytest.raises(RunError, match="is writing to it"):
             Lock(tmp_path / "run")
@@ -163,7 +163,7 @@ def test_fit_claims_the_folder_under_its_lock_and_before_it_writes(tmp_path):
     )
     for _ in range(2):  # the lock is given back
         with pytest.raises(UsageError, match="another config"):
-            fit(*arguments, summary="test", claim=claim)
+            fit(*arguments, summary="test", begin=begin)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 

@@ -32,7 +32,7 @@ from worldvq.stages.tokenizer import train_tokenizer
 from worldvq.stages.tokens import tokenize
 from worldvq.training.checkpoints import Checkpoints
 from worldvq.training.config import OptimizerConfig
-from worldvq.training.identity import claim
+from worldvq.training.identity import begin_run
 from worldvq.training.optimizers import make_optimizer
 from worldvq.types import ActionSpace, Episode
 from worldvq.world.model import WorldModel
@@ -158,7 +158,7 @@ def test_tokens_and_a_store_of_tokens(made):
 def test_tokens_and_a_run_of_another_action_space(made, tmp_path, space):
     """The config is the same and the tokenizer is the same, what the actions are is not."""
     shutil.copytree(made / "dynamics", tmp_path / "dynamics")
-    words = ("holds a dynamics trained on something else", "action_space.")
+    words = ("holds a dynamics model trained on something else", "action_space.")
     message = refused(
         tmp_path,
         lambda: train_dynamics(
@@ -239,9 +239,9 @@ def test_a_config_and_a_run_folder(made, tmp_path, what):
         ),
     }
     width = getattr(CONFIG, what).width
-    words = [f"{what}.width: that run had {width}, this one has 32", f"{what}_training.steps: that run had 2, "]
-    message = refused(tmp_path, uses[what], "with another config", *words, f"{what}_training.seed: that run had 0, ")
-    assert message.count(", this one has ") == 3
+    words = [f"{what}.width: that run had {width}, this one has 32", f"{what}_training.seed: that run had 0, "]
+    message = refused(tmp_path, uses[what], "with another config", *words, f"(--from {tmp_path / what} starts from")
+    assert message.count(", this one has ") == 2  # more steps are no other run
 
 
 def test_a_tokenizers_run_and_data_of_another_size_or_environment(made, tmp_path):
@@ -331,16 +331,16 @@ def test_a_world_whose_description_and_weights_are_of_two_models(made, tmp_path,
     refused(tmp_path, lambda: WorldModel.load(tmp_path / "world", "cpu"), f"{what}.safetensors is damaged: its hash")
 
 
-def test_a_claim_that_is_the_same_goes_on_and_says_nothing(tmp_path):
+def test_a_run_that_is_the_same_goes_on_and_says_nothing(tmp_path):
     for _ in range(2):
-        claim(
+        begin_run(
             tmp_path / "run",
             "dynamics",
             ExperimentConfig().sections(DynamicsSections),
             {"grid": (2, 2), "names": ["a"]},
         )
     (tmp_path / "run" / "inputs.json").unlink()  # a run from before there was such a file
-    claim(tmp_path / "run", "dynamics", ExperimentConfig().sections(DynamicsSections), {"grid": (4, 4)})
+    begin_run(tmp_path / "run", "dynamics", ExperimentConfig().sections(DynamicsSections), {"grid": (4, 4)})
 
 
 def test_differences_say_all_and_shorten_what_is_long():

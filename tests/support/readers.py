@@ -30,7 +30,7 @@ from worldvq.nn.config import QuantizerConfig
 from worldvq.stages.experiment import ExperimentConfig, TokenizerSections, load_config
 from worldvq.training.checkpoints import Checkpoints
 from worldvq.training.config import OptimizerConfig
-from worldvq.training.identity import claim
+from worldvq.training.identity import begin_run
 from worldvq.training.optimizers import make_optimizer
 from worldvq.training.tracking import read_metrics
 from worldvq.types import ActionSpace, Episode
@@ -197,7 +197,7 @@ def _models(root: Path, tokenizer: Tokenizer, dynamics: Dynamics) -> dict[str, R
 
 def _runs(root: Path, tokenizer: Tokenizer) -> dict[str, Reader]:
     run, experiment = root / "run", ExperimentConfig()
-    claim(run, "tokenizer", experiment.sections(TokenizerSections), {"frame_size": [64, 64]})
+    begin_run(run, "tokenizer", experiment.sections(TokenizerSections), {"frame_size": [64, 64]})
     optimizer = make_optimizer(tokenizer, OptimizerConfig())
     for parameter in tokenizer.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -221,7 +221,7 @@ def _runs(root: Path, tokenizer: Tokenizer) -> dict[str, Reader]:
         return newest and [{name: value.tolist() for name, value in part.items()} for part in newest[1:]]
 
     def claimed() -> str:
-        claim(run, "tokenizer", experiment.sections(TokenizerSections), {"frame_size": [64, 64]})
+        begin_run(run, "tokenizer", experiment.sections(TokenizerSections), {"frame_size": [64, 64]})
         return "the same run"
 
     metrics, parts = run / "metrics.jsonl", Parts(root, "0" * 64)

@@ -38,7 +38,7 @@ def differences(first: Any, second: Any, who: Who, ignore: tuple[str, ...] = (),
         first: One record.
         second: The other.
         who: Has them.
-        ignore: Keys that may differ.
+        ignore: Keys that may differ, wherever they stand.
         key: Path of keys that leads to these two.
 
     Returns:

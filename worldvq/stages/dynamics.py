@@ -23,9 +23,10 @@ from worldvq.models.loading import load_tokenizer
 from worldvq.models.losses import dynamics_loss
 from worldvq.stages.experiment import DynamicsSections, ExperimentConfig
 from worldvq.stages.heldout import heldout_batches
+from worldvq.stages.start import start_from
 from worldvq.training.config import TrainConfig
 from worldvq.training.fit import fit
-from worldvq.training.identity import claim
+from worldvq.training.identity import begin_run
 from worldvq.training.processes import make_accelerator
 from worldvq.world.model import WorldModel
 
@@ -33,9 +34,17 @@ PICTURE_CLIPS = 4
 
 
 def train_dynamics(
-    config: ExperimentConfig, tokens: Path, tokenizer: Path, out: Path, world: Path, trackers: Sequence[str] = ()
+    config: ExperimentConfig,
+    tokens: Path,
+    tokenizer: Path,
+    out: Path,
+    world: Path,
+    trackers: Sequence[str] = (),
+    start: Path | None = None,
 ) -> WorldModel:
     """Train the dynamics on tokens, then join it with its tokenizer into a world.
+
+    With ``start`` the weights begin with those of a run or world, see :func:`~worldvq.stages.start.start_from`.
 
     Raises:
         UsageError: The tokens were made by another tokenizer, or ``out`` holds another run.
@@ -61,6 +70,7 @@ def train_dynamics(
     torch.manual_seed(training.seed)
     model = Dynamics(config.dynamics, vqvae.grid, vqvae.num_codes, store.action_space)
     model.initialize_embeddings(vqvae.quantizer.codebook)
+    started = start_from(start, model) if start else None
     batches = RewardedClipSampler(
         store, "train", training.clip_frames, training.batch_size, training.seed, training.rewarded_fraction
     )
@@ -68,8 +78,8 @@ def train_dynamics(
     height, width = vqvae.grid
     summary = f"dynamics, {height * width} tokens a frame, clips of {training.clip_frames} frames"
     picture = _imagined_strip(joined, store, config.evaluate, training, out)
-    inputs = {**made, "action_space": store.action_space.to_json(), "tokens": store.fingerprint()}
-    taken = functools.partial(claim, out, "dynamics", config.sections(DynamicsSections), inputs)
+    inputs = {**made, "action_space": store.action_space.to_json(), "tokens": store.fingerprint(), "start": started}
+    begin = functools.partial(begin_run, out, "dynamics", config.sections(DynamicsSections), inputs)
     model = fit(
         model,
         dynamics_loss,
@@ -79,7 +89,7 @@ def train_dynamics(
         summary=summary,
         heldout=heldout_batches(store, training),
         picture=picture,
-        claim=taken,
+        begin=begin,
         trackers=trackers,
     )
     assert isinstance(model, Dynamics)

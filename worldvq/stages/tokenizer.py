@@ -17,19 +17,23 @@ from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.tokenizer_losses import make_tokenizer_loss
 from worldvq.stages.experiment import ExperimentConfig, TokenizerSections
 from worldvq.stages.heldout import heldout_batches
+from worldvq.stages.start import start_from
 from worldvq.training.config import TrainConfig
 from worldvq.training.fit import fit
-from worldvq.training.identity import claim
+from worldvq.training.identity import begin_run
 from worldvq.training.processes import make_accelerator
 from worldvq.types import frames_from_model, frames_to_model
 
 PICTURE_ROWS = 8
 
 
-def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: Sequence[str] = ()) -> Tokenizer:
+def train_tokenizer(
+    config: ExperimentConfig, data: Path, out: Path, trackers: Sequence[str] = (), start: Path | None = None
+) -> Tokenizer:
     """Train the VQ-VAE on a dataset; resumes, or returns at once if it is done.
 
-    The size of the frames is the dataset's.
+    The size of the frames is the dataset's. With ``start`` the weights begin with those of a run or world, see
+    :func:`~worldvq.stages.start.start_from`.
 
     Raises:
         UsageError: The config says another size, ``out`` holds another run, or a loss needs something that is not
@@ -41,6 +45,7 @@ def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: S
     main = make_accelerator(training.precision).is_main_process
     torch.manual_seed(training.seed)
     tokenizer = Tokenizer(config.tokenizer)
+    started = start_from(start, tokenizer) if start else None
     model, loss = make_tokenizer_loss(tokenizer, config.tokenizer_loss)
     batches = ClipSampler(store, "train", training.clip_frames, training.batch_size, training.seed)
     heldout = heldout_batches(store, training)
@@ -48,8 +53,8 @@ def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: S
     height, width = config.tokenizer.grid
     summary = f"tokenizer, {height * width} tokens a frame of {config.tokenizer.quantizer.num_codes} codes"
     inputs = {"frame_size": store.meta.frame_size, "env": store.meta.env.model_dump(mode="json")}
-    inputs["data"] = store.fingerprint()
-    taken = functools.partial(claim, out, "tokenizer", config.sections(TokenizerSections), inputs)
+    inputs |= {"data": store.fingerprint(), "start": started}
+    begin = functools.partial(begin_run, out, "tokenizer", config.sections(TokenizerSections), inputs)
     fit(
         model,
         loss,
@@ -59,7 +64,7 @@ def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: S
         summary=summary,
         heldout=heldout,
         picture=picture,
-        claim=taken,
+        begin=begin,
         trackers=trackers,
     )
     if main:

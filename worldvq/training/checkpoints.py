@@ -33,7 +33,7 @@ class Checkpoint(NamedTuple):
     optimizer: dict[str, Tensor]
 
 
-def take(step: int, module: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = True) -> Checkpoint:
+def gather_checkpoint(step: int, module: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = True) -> Checkpoint:
     """Gather a checkpoint. Where the model is sharded all processes must call it; those that don't keep it get none."""
     state = optimizer.state_dict()["state"]
     flat = {f"{index}.{key}": value for index, values in state.items() for key, value in values.items()}
@@ -81,7 +81,7 @@ class Checkpoints:
 
     def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Gather and write a checkpoint."""
-        self.write(take(step, module, optimizer))
+        self.write(gather_checkpoint(step, module, optimizer))
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Stage, flush, rename; then delete all but the newest ``keep``.
@@ -148,6 +148,17 @@ class Checkpoints:
             way_out,
         )
         return Checkpoint(step, model, state)
+
+    def read_weights(self) -> dict[str, Tensor]:
+        """Read the model of the newest checkpoint, of which there is one.
+
+        Raises:
+            CorruptFileError: A file is damaged; names it.
+        """
+        step = self.steps()[-1]
+        folder, way_out = self._path(step), "copy it here again"
+        name, digest = next(iter(_read_manifest(folder, step, way_out).items()))
+        return _read_hashed(folder / name, digest, way_out)
 
     def load_newest(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Fill module and optimizer from the newest checkpoint; returns its step, 0 where there is none.

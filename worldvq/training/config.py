@@ -23,6 +23,11 @@ class OptimizerConfig(Config):
     clip_norm: PositiveFloat = 1.0
 
 
+FREE = ("steps", "log_every", "picture_every", "save_every", "keep_checkpoints", "accumulate", "precision")
+"""What a run may be continued with another value of. With more steps the rate of learning goes on as that of a run of
+so many."""
+
+
 class TrainConfig(Config):
     """One training run. A step is one optimizer update on ``batch_size`` clips over all processes."""
 

@@ -15,7 +15,7 @@ from worldvq.training.checkpoints import Checkpoint, Checkpoints, fill_optimizer
 from worldvq.training.config import TrainConfig
 from worldvq.training.loop import Batches, Loop, LossFunction, Picture
 from worldvq.training.optimizers import make_optimizer
-from worldvq.training.processes import highest, holding, make_accelerator, on_main
+from worldvq.training.processes import highest, lock_run, make_accelerator, on_main
 from worldvq.training.signals import StopWhenSaved
 from worldvq.training.tracking import check_trackers
 
@@ -30,7 +30,7 @@ def fit(
     summary: str,
     heldout: Batches | None = None,
     picture: Picture | None = None,
-    claim: Callable[[], None] | None = None,
+    begin: Callable[[], None] | None = None,
     trackers: Sequence[str] = (),
 ) -> nn.Module:
     """Train a model, resuming from the newest checkpoint in ``out`` if there is one.
@@ -51,7 +51,7 @@ def fit(
             ``heldout_loss`` and so on; training is the same with and without.
         picture: Draws the model at a step, at intervals and at the end, on the first process; returns what it drew,
             (H, W, 3) uint8, for trackers that show pictures.
-        claim: Called by the first process once it holds ``out``, before it writes there.
+        begin: Called by the first process once it has locked ``out``, before it writes there.
         trackers: ``tensorboard``, ``wandb`` or ``trackio``, besides ``metrics.jsonl``.
 
     Returns:
@@ -66,7 +66,7 @@ def fit(
     check_trackers(trackers)
     accelerator = make_accelerator(config.precision, trackers, out)
     _check(accelerator, model, config)
-    with StopWhenSaved() as stop, holding(accelerator, out, claim):
+    with StopWhenSaved() as stop, lock_run(accelerator, out, begin):
         optimizer = make_optimizer(model, config.optimizer)
         checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
         on_main(accelerator, checkpoints.clean)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from worldvq.errors import RunError, StoppedError
 from worldvq.nn.quantizer import Quantizer, VectorQuantizer, as_one_pass
-from worldvq.training.checkpoints import Checkpoints, take
+from worldvq.training.checkpoints import Checkpoints, gather_checkpoint
 from worldvq.training.config import OptimizerConfig, TrainConfig
 from worldvq.training.processes import highest, on_main
 from worldvq.training.signals import StopWhenSaved
@@ -94,7 +94,9 @@ class Loop:
                 if log:
                     log.advance(step)
                 if step % config.save_every == 0 or ends:
-                    checkpoint = take(step, self.module, self.optimizer.optimizer, accelerator.is_main_process)
+                    checkpoint = gather_checkpoint(
+                        step, self.module, self.optimizer.optimizer, accelerator.is_main_process
+                    )
                     on_main(accelerator, lambda checkpoint=checkpoint: checkpoints.write(checkpoint))
                 if signum:
                     raise StoppedError(signum)
@@ -112,7 +114,7 @@ class Loop:
     def unshard(self) -> None:
         """Bring the whole copy up to date, where there is one; all processes take part."""
         if self.accelerator.is_fsdp2:
-            self.plain.load_state_dict(take(0, self.model, self.optimizer.optimizer).model)
+            self.plain.load_state_dict(gather_checkpoint(0, self.model, self.optimizer.optimizer).model)
 
     def update(self, step: int, signum: int = 0, done: float | None = None) -> tuple[dict[str, Tensor], int]:
         """One optimizer update on the global batch of ``step``.

@@ -85,13 +85,13 @@ def on_main(accelerator: Accelerator, work: Callable[[], Any]) -> None:
 
 
 @contextlib.contextmanager
-def holding(accelerator: Accelerator, out: Path, claim: Callable[[], None] | None) -> Iterator[None]:
+def lock_run(accelerator: Accelerator, out: Path, begin: Callable[[], None] | None) -> Iterator[None]:
     """Hold a run folder while the block runs: one trainer at a time, of which the main process writes.
 
     Args:
         accelerator: Of the run.
         out: The folder; it is created.
-        claim: What the main process does first, before anything else is written.
+        begin: What the main process does first, before anything else is written.
 
     Raises:
         RunError: Another trainer holds it; names its owner.
@@ -102,8 +102,8 @@ def holding(accelerator: Accelerator, out: Path, claim: Callable[[], None] | Non
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         held.append(Lock(out))
-        if claim:
-            claim()
+        if begin:
+            begin()
 
     try:
         on_main(accelerator, acquire)
