@@ -23,7 +23,7 @@ from worldvq.errors import CorruptFileError, RunError, UsageError
 from worldvq.files.atomic import disk_errors, write_atomic
 from worldvq.files.differences import short
 from worldvq.files.headers import MAX_HEADER, Header, parse_header
-from worldvq.files.reading import open_file, parse_json, unseal
+from worldvq.files.reading import is_utf8, open_file, parse_json, unseal
 from worldvq.types import Episode
 
 MAX_LINE = 4096
@@ -151,15 +151,19 @@ def load_json(model: type[M], text: bytes, source: str) -> M:
 def map_file(path: Path) -> SafetensorsFile:
     """Memory-map a safetensors file after checking that its header fits its size.
 
-    The mapping holds no file descriptor, so thousands of episodes can stay mapped.
+    The mapping holds no file descriptor, so thousands of episodes can stay mapped. It does where the path is no UTF-8,
+    which PyTorch insists on.
 
     Raises:
         CorruptFileError: The file is missing, a symbolic link, cut short, or its header is not valid.
     """
     with open_file(path, follow=False) as (file, size):
         header = parse_header(file, size, path)
-    raw = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
-    raw.flags.writeable = False
+    if is_utf8(path):
+        raw = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+        raw.flags.writeable = False
+    else:
+        raw = np.asarray(np.memmap(path, np.uint8, "r"))
     return _arrays(raw, header, path)
 
 

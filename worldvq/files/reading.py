@@ -26,6 +26,11 @@ MAX_INTEGER = 2**64
 CHECKSUM = "checksum"
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether a path can be given to libraries that take UTF-8 only; one of a POSIX system can be any bytes."""
+    return not any("\ud800" <= char <= "\udfff" for char in str(path))
+
+
 @contextmanager
 def open_file(path: Path, *, follow: bool = True) -> Iterator[tuple[BinaryIO, int]]:
     """Open a regular file; yields it and its size.

@@ -19,6 +19,7 @@ from worldvq.errors import CorruptFileError
 from worldvq.files.atomic import write_atomic
 from worldvq.files.differences import difference, join
 from worldvq.files.headers import Header, parse_header, read_header
+from worldvq.files.reading import is_utf8
 
 Layout = Mapping[str, tuple[torch.Size, torch.dtype | None]]
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -70,7 +71,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     with _damaged(path, ""):
         read_header(path)
-        return load_file(path)
+        return load_file(path) if is_utf8(path) else load_tensors(path.read_bytes())
 
 
 def check_header(path: Path, module: nn.Module) -> None:

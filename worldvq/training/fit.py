@@ -63,7 +63,7 @@ def fit(
             possible.
         StoppedError: A signal came; a checkpoint is saved.
     """
-    check_trackers(trackers)
+    check_trackers(trackers, out)
     accelerator = make_accelerator(config.precision, trackers, out)
     _check(accelerator, model, config)
     with StopWhenSaved() as stop, lock_run(accelerator, out, begin):

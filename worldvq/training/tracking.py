@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from worldvq.errors import UsageError, did_you_mean
 from worldvq.files.atomic import disk_errors, write_atomic
+from worldvq.files.reading import is_utf8
 
 TRACKERS = {
     "tensorboard": "pip install 'worldvq[track]'",
@@ -25,17 +26,19 @@ TRACKERS = {
 PROJECT = "worldvq"
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that Accelerate could not start.
+def check_trackers(names: Sequence[str], out: Path) -> None:
+    """Refuse trackers that Accelerate could not start, or that cannot write to the run folder.
 
     Raises:
-        UsageError: An unknown name, or a package that is not installed.
+        UsageError: An unknown name, a package that is not installed, or a path that TensorBoard does not take.
     """
     for name in names:
         if name not in TRACKERS:
             raise UsageError(f"no tracker '{name}'{did_you_mean(name, TRACKERS)}: give one of {', '.join(TRACKERS)}")
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"the tracker {name} is not installed: {TRACKERS[name]}")
+        if name == "tensorboard" and not is_utf8(out):
+            raise UsageError(f"{out}: TensorBoard takes paths in UTF-8 only: give another --out or tracker")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
