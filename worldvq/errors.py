@@ -6,6 +6,9 @@ import difflib
 import signal
 from collections.abc import Iterable
 
+DEBUG = "WORLDVQ_DEBUG"
+"""The environment variable that has processes show the traceback of an error; ``--debug`` sets it."""
+
 
 class WorldVQError(Exception):
     """Base of the errors that the command line prints as one line, without a traceback."""

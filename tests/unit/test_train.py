@@ -13,6 +13,7 @@ from support.tokenizers import make_tokenizer
 from worldvq.errors import CorruptFileError, RunError, UsageError
 from worldvq.files.weights import hash_module, load_module, read_tensors, save_module
 from worldvq.models.losses import tokenizer_loss
+from worldvq.nn.memory import memory_errors
 from worldvq.training.checkpoints import Checkpoints
 from worldvq.training.config import OptimizerConfig, TrainConfig
 from worldvq.training.fit import fit
@@ -57,6 +58,21 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     batches = Batches(8)
     again = fit(make_tokenizer(), tokenizer_loss, batches, config(), tmp_path, summary="test")
     assert hash_module(again) == first and not batches.seen
+
+
+def test_running_out_of_memory_says_what_takes_less_and_costs_nothing(tmp_path):
+    def large(network, clip):
+        if network.training and Checkpoints(tmp_path / "checkpoints", 2).steps() == [3]:
+            torch.empty(2**60)  # more than any machine has
+        return tokenizer_loss(network, clip)
+
+    with pytest.raises(RunError, match=r"^out of memory: .*accumulate=2 instead of 1.*batch_size, now 8; the last ch"):
+        fit(make_tokenizer(), large, Batches(8), config(), tmp_path, summary="test")
+    assert Checkpoints(tmp_path / "checkpoints", 2).steps() == [3]
+    with pytest.raises(RuntimeError, match="another fault"), memory_errors("less"):
+        raise RuntimeError("another fault")
+    with pytest.raises(UsageError, match=r"^no out of memory$"), memory_errors("less"):
+        raise UsageError("no out of memory")
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):

@@ -12,7 +12,7 @@ import typer
 
 from worldvq import __version__
 from worldvq.cli import data, dream, record, train
-from worldvq.errors import StoppedError, WorldVQError
+from worldvq.errors import DEBUG, StoppedError, WorldVQError
 from worldvq.training.signals import StopAtOnce
 
 HELP = """Train a video world model of a 3D environment, then dream in it.
@@ -86,6 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("ACCELERATE_LOG_LEVEL", "error")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # paths need not be UTF-8
+    if debug:
+        os.environ[DEBUG] = "1"
     runner = _run_in_the_open if debug else _run
     with StopAtOnce():
         sys.exit(runner(arguments))

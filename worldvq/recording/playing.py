@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from worldvq.config.code import import_named
 from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import write_episode
-from worldvq.errors import UsageError, WorldVQError
+from worldvq.errors import DEBUG, UsageError, WorldVQError
 from worldvq.recording.config import RecordConfig
 from worldvq.recording.janitor import GROUP_FILE
 from worldvq.recording.policies import Policy, Stream, check_action, make_policy
@@ -132,6 +133,8 @@ def work(pipe: Connection, scratch: str, stream: str, env: EnvConfig, config: Re
     except (EOFError, BrokenPipeError, SystemExit):
         return
     except BaseException as error:
+        if os.environ.get(DEBUG):
+            traceback.print_exc()
         fatal = isinstance(error, WorldVQError)  # of the user's making, or of the disk's: nothing to go on with
         with suppress(OSError):  # the parent may have heard enough from another worker
             send(error=describe(error), fatal=fatal, usage=isinstance(error, UsageError))

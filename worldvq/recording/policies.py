@@ -132,6 +132,14 @@ def _agent(path: str, stream: Stream, seed: int) -> Policy:
         except Exception as error:  # the zip does not say which algorithm it is of
             problems.append(f"{kind}: {error}")
             continue
+        try:
+            agent.predict(stream.last_observation)
+        except ValueError as error:
+            raise UsageError(
+                f"{path} was trained on observations {agent.observation_space}, which these are not "
+                f"({' '.join(str(error).split())}): record with the wrappers that it was trained with, frame stacks "
+                "too (env.wrappers: [module:function])"
+            ) from None
         agent.set_random_seed(seed)
         return lambda frame: stream.to_stored_action(agent.predict(stream.last_observation, deterministic=False)[0])
     raise UsageError(f"{path} is no agent of PPO, DQN, A2C, SAC or TD3 ({problems[0]})")

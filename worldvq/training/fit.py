@@ -10,6 +10,7 @@ from accelerate import Accelerator, DistributedType
 from torch import nn
 
 from worldvq.errors import UsageError
+from worldvq.nn.memory import memory_errors
 from worldvq.nn.quantizer import Quantizer
 from worldvq.training.checkpoints import Checkpoint, Checkpoints, fill_optimizer
 from worldvq.training.config import TrainConfig
@@ -58,7 +59,8 @@ def fit(
         The trained model, unwrapped, in eval mode.
 
     Raises:
-        RunError: The loss or gradient is not finite, and the last checkpoint is intact; or somebody else trains there.
+        RunError: The loss or gradient is not finite, or memory is out, and the last checkpoint is intact; or somebody
+            else trains there.
         UsageError: The batch size is not divisible by processes x accumulate; or what Accelerate was told to do is not
             possible.
         StoppedError: A signal came; a checkpoint is saved.
@@ -82,11 +84,20 @@ def fit(
             fill_optimizer(prepared.optimizer, newest.optimizer)
         del newest
         loop = Loop(accelerator, wrapped, plain, prepared, loss_function, batches, config, heldout)
-        _announce(loop, step, summary)
-        loop.train(step, checkpoints, stop, picture)
+        with memory_errors(_less_memory(config)):
+            _announce(loop, step, summary)
+            loop.train(step, checkpoints, stop, picture)
         loop.unshard()
         accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off: what was trained is fp32
     return plain.to(accelerator.device).eval()
+
+
+def _less_memory(config: TrainConfig) -> str:
+    half = 2 * config.accumulate
+    return (
+        f"more passes take less, accumulate={half} instead of {config.accumulate}, with the same batches, or a smaller "
+        f"batch_size, now {config.batch_size}; the last checkpoint is intact"
+    )
 
 
 def _check(accelerator: Accelerator, model: nn.Module, config: TrainConfig) -> None:
