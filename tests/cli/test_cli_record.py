@@ -8,6 +8,7 @@ import pytest
 from support import programs
 from support.command_line import COMMAND, check_error, run, spawn, spawn_light, succeed
 from support.fault_tools import hashes, wait_until
+from support.toy_env import ID
 
 from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
@@ -179,6 +180,15 @@ def test_a_file_is_not_taken_for_another_module(own):
     check_error(result, 2, ["./gymnasium.py", "another module", "rename"])
     result = run("record", "worldvq/Maze-v0", "--policy", "./none.py:one", "--out", "d", "--episodes", 1)
     check_error(result, 2, ["no such file: ./none.py"])
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_debug_shows_where_an_environment_failed(tmp_path, debug):
+    settings = ["env.size=[16,24]", "env.kwargs={fail: raise, fail_at: reset}", "record.workers=1"]
+    words = ["record", ID, "--out", tmp_path / "d", "--episodes", "1", *settings, *(["--debug"] if debug else [])]
+    done = spawn(*words)
+    assert done.returncode and "the physics exploded" in done.stderr
+    assert ("toy_env.py" in done.stderr and "in go_wrong" in done.stderr) == debug
 
 
 def test_a_config_names_the_environment(own):

@@ -38,6 +38,26 @@ def test_an_agent_acts_on_the_raw_observations_and_the_seed_decides(tmp_path, ki
     assert not np.array_equal(episodes[0].actions, episodes[1].actions)
 
 
+def stacked(env):
+    """Four observations at once, as agents are trained on."""
+    return gymnasium.wrappers.FrameStackObservation(env, 4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_agent_of_stacked_observations_plays_with_its_wrapper_and_says_so_without(tmp_path):
+    kwargs = {"observation": "vector"}
+    zipped = tmp_path / "agent.zip"
+    stable_baselines3.DQN("MlpPolicy", stacked(gymnasium.make(ID, **kwargs)), device="cpu").save(zipped)
+    config = RecordConfig(frames=None, episodes=1, workers=1, policy=str(zipped))
+    env = EnvConfig(id=ID, size=SIZE, kwargs=kwargs)
+    with pytest.raises(UsageError, match=r"trained on observations Box.*record with the wrappers .*env\.wrappers"):
+        record(env, config, tmp_path / "data", progress=False)
+    assert not (tmp_path / "data").exists()
+    env = env.model_copy(update={"wrappers": [f"{__name__}:stacked"]})
+    with record(env, config, tmp_path / "data", progress=False) as store:
+        assert store.numbers() == [0]
+
+
 def test_a_zip_that_is_no_agent_is_refused(tmp_path):
     path = tmp_path / "agent.zip"
     path.write_bytes(b"no zip")
