@@ -65,7 +65,7 @@ def test_other_episodes_are_refused_by_both_values(begun, what, name):
         else:
             dynamics(begun, name)
     message, field = str(caught.value), {"tokenizer": "data", "dynamics": "tokens"}[what]
-    assert message.startswith(f"{begun / what} holds a {what} trained on something else: {field}.")
+    assert message.startswith(f"{begun / what} holds a {what} model trained on something else: {field}.")
     assert all(f"{field}.{words}" in message for words in OTHERS[name][1]) and "\n" not in message
     assert message.count("that run had") == len(OTHERS[name][1])
     assert message.endswith(": give another --out, or what that run was trained on")

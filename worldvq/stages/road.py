@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from worldvq.data.tokens import TokenStore
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.evaluation.protocol import evaluate
@@ -18,6 +19,7 @@ from worldvq.stages.imagine import imagine
 from worldvq.stages.record import record
 from worldvq.stages.tokenizer import train_tokenizer
 from worldvq.stages.tokens import tokenize
+from worldvq.training.checkpoints import Checkpoints
 from worldvq.world.model import WorldModel
 
 FOLDERS = ("data", "tokenizer", "tokens", "dynamics", "world", "report")
@@ -33,6 +35,7 @@ def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None]) -> 
     """
     config = config.for_frames(config.env.size, "env.size")  # what does not fit is refused before it is recorded
     data, tokenizer, tokens, dynamics, world, report = (out / name for name in FOLDERS)
+    _check_tokens(tokens, tokenizer, config.tokenizer_training.steps)
     seconds: dict[str, float] = {}
 
     def stage(name: str, work: Callable[[], Any]) -> Any:
@@ -49,6 +52,16 @@ def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None]) -> 
     stage("evaluate", lambda: _evaluate_once(world, data, report, config.evaluate))
     stage("render", lambda: _render(world, data, out, config.evaluate))
     return {**read_json(report / "report.json", MAX_REPORT), "stage_seconds": seconds}
+
+
+def _check_tokens(tokens: Path, tokenizer: Path, steps: int) -> None:
+    """Refuse to train a tokenizer on whose tokens are there: others would be needed, and other dynamics."""
+    done = Checkpoints(tokenizer / "checkpoints", keep=2).steps()
+    if (tokens / TokenStore.meta_file).is_file() and done and done[-1] < steps:
+        raise UsageError(
+            f"{tokens} holds tokens of a tokenizer of {done[-1]} steps, tokenizer_training.steps asks for {steps}: "
+            f"give another --out, or remove {tokens} and the dynamics beside it"
+        )
 
 
 def _evaluate_once(folder: Path, data: Path, out: Path, config: EvaluateConfig) -> None:
