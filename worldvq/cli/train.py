@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from worldvq.cli.options import ConfigOption, DeviceOption, Overrides, runs
+from worldvq.cli.options import ConfigOption, DeviceOption, Overrides, given, runs
 
 app = typer.Typer()
 train_app = typer.Typer(help="Train a tokenizer, then the dynamics on its tokens.", no_args_is_help=True)
@@ -22,8 +22,15 @@ TrackOption = Annotated[
 def train_tokenizer_command(
     overrides: Overrides = None,
     config: ConfigOption = "maze",
-    data: Annotated[Path | None, typer.Option(help="Dataset. [default: runs/CONFIG/data]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/CONFIG/tokenizer]")] = None,
+    data: Annotated[Path | None, typer.Option(help="Dataset. Default: runs/CONFIG/data.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG/tokenizer.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer updates in all; short for tokenizer_training.steps=N.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of all that is random; short for tokenizer_training.seed=N.")
+    ] = None,
+    device: DeviceOption = "auto",
     track: TrackOption = None,
 ) -> None:
     """Train the VQ-VAE that turns frames into tokens; run again to resume. Works under `accelerate launch`."""
@@ -34,7 +41,8 @@ def train_tokenizer_command(
     from worldvq.stages.experiment import load_config
     from worldvq.stages.tokenizer import train_tokenizer
 
-    train_tokenizer(load_config(config, overrides or []), data or runs(config) / "data", folder, track or [])
+    settings = load_config(config, _with_options(overrides or [], "tokenizer_training", steps, seed))
+    train_tokenizer(settings, data or runs(config) / "data", folder, track or [], device)
     print(f"tokenizer: {folder}")
 
 
@@ -42,10 +50,15 @@ def train_tokenizer_command(
 def train_dynamics_command(
     overrides: Overrides = None,
     config: ConfigOption = "maze",
-    tokens: Annotated[Path | None, typer.Option(help="Token store. [default: runs/CONFIG/tokens]")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Trained tokenizer. [default: runs/CONFIG/tokenizer]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/CONFIG/dynamics]")] = None,
-    world: Annotated[Path | None, typer.Option(help="Where the world goes. [default: OUT/../world]")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="Token store. Default: runs/CONFIG/tokens.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Trained tokenizer. Default: runs/CONFIG/tokenizer.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG/dynamics.")] = None,
+    world: Annotated[Path | None, typer.Option(help="Where the world goes. Default: OUT/../world.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer updates in all; short for dynamics_training.steps=N.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all that is random; short for dynamics_training.seed=N.")] = None,
+    device: DeviceOption = "auto",
     track: TrackOption = None,
 ) -> None:
     """Train the action-conditioned dynamics on tokens and join it with its tokenizer into a world."""
@@ -57,10 +70,9 @@ def train_dynamics_command(
     from worldvq.stages.experiment import load_config
 
     world = world or folder.parent / "world"
-    settings = load_config(config, overrides or [])
-    train_dynamics(
-        settings, tokens or runs(config) / "tokens", tokenizer or runs(config) / "tokenizer", folder, world, track or []
-    )
+    settings = load_config(config, _with_options(overrides or [], "dynamics_training", steps, seed))
+    tokens, tokenizer = tokens or runs(config) / "tokens", tokenizer or runs(config) / "tokenizer"
+    train_dynamics(settings, tokens, tokenizer, folder, world, track or [], device)
     print(f"dynamics: {folder}\nworld: {world}")
 
 
@@ -81,3 +93,9 @@ def tokenize_command(
     store = tokenize(tokenizer, data, out, device)
     if is_first_process():
         print(f"{out}: tokens of {len(store.entries)} episodes")
+
+
+def _with_options(overrides: list[str], section: str, steps: int | None, seed: int | None) -> list[str]:
+    """Return the overrides of a training run with what ``--steps`` and ``--seed`` say added."""
+    changes = given({f"{section}.steps": steps, f"{section}.seed": seed}, overrides)
+    return [*overrides, *(f"{key}={value}" for key, value in changes.items())]

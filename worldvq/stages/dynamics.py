@@ -33,12 +33,18 @@ PICTURE_CLIPS = 4
 
 
 def train_dynamics(
-    config: ExperimentConfig, tokens: Path, tokenizer: Path, out: Path, world: Path, trackers: Sequence[str] = ()
+    config: ExperimentConfig,
+    tokens: Path,
+    tokenizer: Path,
+    out: Path,
+    world: Path,
+    trackers: Sequence[str] = (),
+    device: str = "auto",
 ) -> WorldModel:
     """Train the dynamics on tokens, then join it with its tokenizer into a world.
 
     Raises:
-        UsageError: The tokens were made by another tokenizer, or ``out`` holds another run.
+        UsageError: The tokens were made by another tokenizer, ``out`` holds another run, or the device is not there.
     """
     store = TokenStore.open(tokens)
     vqvae = load_tokenizer(tokenizer)
@@ -57,7 +63,7 @@ def train_dynamics(
         "run `worldvq tokenize` again into a new folder",
     )
     training = config.dynamics_training
-    main = make_accelerator(training.precision).is_main_process
+    main = make_accelerator(training.precision, device=device).is_main_process
     torch.manual_seed(training.seed)
     model = Dynamics(config.dynamics, vqvae.grid, vqvae.num_codes, store.action_space)
     model.initialize_embeddings(vqvae.quantizer.codebook)
@@ -81,6 +87,7 @@ def train_dynamics(
         picture=picture,
         claim=taken,
         trackers=trackers,
+        device=device,
     )
     assert isinstance(model, Dynamics)
     joined = WorldModel(vqvae.to(next(model.parameters()).device), model, joined.meta)

@@ -26,19 +26,21 @@ from worldvq.types import frames_from_model, frames_to_model
 PICTURE_ROWS = 8
 
 
-def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: Sequence[str] = ()) -> Tokenizer:
+def train_tokenizer(
+    config: ExperimentConfig, data: Path, out: Path, trackers: Sequence[str] = (), device: str = "auto"
+) -> Tokenizer:
     """Train the VQ-VAE on a dataset; resumes, or returns at once if it is done.
 
     The size of the frames is the dataset's.
 
     Raises:
         UsageError: The config says another size, ``out`` holds another run, or a loss needs something that is not
-            installed.
+            installed, or the device is not there.
     """
     store = EpisodeStore.open(data)
     config = config.for_frames(store.meta.frame_size, str(data))
     training = config.tokenizer_training
-    main = make_accelerator(training.precision).is_main_process
+    main = make_accelerator(training.precision, device=device).is_main_process
     torch.manual_seed(training.seed)
     tokenizer = Tokenizer(config.tokenizer)
     model, loss = make_tokenizer_loss(tokenizer, config.tokenizer_loss)
@@ -61,6 +63,7 @@ def train_tokenizer(config: ExperimentConfig, data: Path, out: Path, trackers: S
         picture=picture,
         claim=taken,
         trackers=trackers,
+        device=device,
     )
     if main:
         save_tokenizer(out, tokenizer)

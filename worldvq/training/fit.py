@@ -32,6 +32,7 @@ def fit(
     picture: Picture | None = None,
     claim: Callable[[], None] | None = None,
     trackers: Sequence[str] = (),
+    device: str = "auto",
 ) -> nn.Module:
     """Train a model, resuming from the newest checkpoint in ``out`` if there is one.
 
@@ -53,18 +54,19 @@ def fit(
             (H, W, 3) uint8, for trackers that show pictures.
         claim: Called by the first process once it holds ``out``, before it writes there.
         trackers: ``tensorboard``, ``wandb`` or ``trackio``, besides ``metrics.jsonl``.
+        device: Where it trains, as :func:`worldvq.training.processes.make_accelerator` takes it.
 
     Returns:
         The trained model, unwrapped, in eval mode.
 
     Raises:
         RunError: The loss or gradient is not finite, and the last checkpoint is intact; or somebody else trains there.
-        UsageError: The batch size is not divisible by processes x accumulate; or what Accelerate was told to do is not
-            possible.
+        UsageError: The batch size is not divisible by processes x accumulate; the device is not there; or what
+            Accelerate was told to do is not possible.
         StoppedError: A signal came; a checkpoint is saved.
     """
     check_trackers(trackers)
-    accelerator = make_accelerator(config.precision, trackers, out)
+    accelerator = make_accelerator(config.precision, trackers, out, device)
     _check(accelerator, model, config)
     with StopWhenSaved() as stop, holding(accelerator, out, claim):
         optimizer = make_optimizer(model, config.optimizer)
