@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from worldvq import __version__
-from worldvq.cli import data, dream, record, train
+from worldvq.cli import config, data, dream, record, train
 from worldvq.errors import StoppedError, WorldVQError
 from worldvq.training.signals import StopAtOnce
 
@@ -21,7 +21,7 @@ The road: record -> train tokenizer -> tokenize -> train dynamics -> imagine / e
 """
 INTERRUPTED = 130
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-for verbs in (record, train, dream, data):
+for verbs in (record, train, dream, data, config):
     app.add_typer(verbs.app)
 
 

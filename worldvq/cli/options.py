@@ -15,7 +15,7 @@ ConfigOption = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY.PATH=VALUE]...",
+        metavar="KEY.PATH=VALUE",
         help="Changes to the config, for instance tokenizer.width=64; `worldvq config explain` lists every key.",
     ),
 ]
