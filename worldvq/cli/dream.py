@@ -36,7 +36,10 @@ def imagine_command(
     top_p: TopPOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Imagine what follows held-out contexts and render it beside what really happened."""
+    """Imagine what follows held-out contexts and render it beside what really happened.
+
+    Example: worldvq imagine --world runs/demo/world --data runs/demo/data --actions forward --frames 30 --out walk.mp4
+    """
     from worldvq.stages.imagine import imagine
 
     for path in imagine(
@@ -74,6 +77,8 @@ def evaluate_command(
     """Measure imagined frames on held-out episodes, beside the yardsticks that make the numbers mean something.
 
     Run again to continue what was interrupted. Under `accelerate launch` processes share the work.
+
+    Example: worldvq evaluate --world runs/demo/world --data runs/demo/data --out runs/demo/report
     """
     from worldvq.config.yaml_loading import build
     from worldvq.data.sharing import is_first_process
@@ -103,7 +108,9 @@ def demo_command(
 ) -> None:
     """Record, train, evaluate and render: the whole road, about ten minutes on two CPU cores.
 
-    With --config doom it does the same for a real world (an hour and a half).
+    With --config doom it does the same for a real world (an hour and a half). Run again to continue.
+
+    Example: worldvq demo --config maze --out runs/mine record.frames=20000
     """
     from worldvq.stages.experiment import load_config
     from worldvq.stages.road import run_all

@@ -18,6 +18,8 @@ HELP = """Train a video world model of a 3D environment, then dream in it.
 
 The road: record -> train tokenizer -> tokenize -> train dynamics -> imagine / evaluate.
 `worldvq demo` walks it all in about ten minutes on two CPU cores.
+
+`worldvq config list`, `show` and `explain` say what can be set.
 """
 INTERRUPTED = 130
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)

@@ -33,7 +33,10 @@ def train_tokenizer_command(
     device: DeviceOption = "auto",
     track: TrackOption = None,
 ) -> None:
-    """Train the VQ-VAE that turns frames into tokens; run again to resume. Works under `accelerate launch`."""
+    """Train the VQ-VAE that turns frames into tokens; run again to resume. Works under `accelerate launch`.
+
+    Example: worldvq train tokenizer --data runs/car/data --out runs/car/tokenizer --steps 3000 tokenizer.width=128
+    """
     from worldvq.files.lock import check_unlocked
 
     folder: Path = out or runs(config) / "tokenizer"
@@ -61,7 +64,12 @@ def train_dynamics_command(
     device: DeviceOption = "auto",
     track: TrackOption = None,
 ) -> None:
-    """Train the action-conditioned dynamics on tokens and join it with its tokenizer into a world."""
+    """Train the action-conditioned dynamics on tokens and join it with its tokenizer into a world.
+
+    Run again to resume. Works under `accelerate launch`.
+
+    Example: worldvq train dynamics --tokens runs/car/tokens --tokenizer runs/car/tokenizer --out runs/car/dynamics
+    """
     from worldvq.files.lock import check_unlocked
 
     folder: Path = out or runs(config) / "dynamics"
@@ -86,6 +94,8 @@ def tokenize_command(
     """Turn every frame of a dataset into tokens, once, so that the dynamics trains on them alone.
 
     Run again to continue what was interrupted. Under `accelerate launch` processes share the work.
+
+    Example: worldvq tokenize --tokenizer runs/car/tokenizer --data runs/car/data --out runs/car/tokens
     """
     from worldvq.data.sharing import is_first_process
     from worldvq.stages.tokens import tokenize
