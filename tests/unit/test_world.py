@@ -167,7 +167,7 @@ def test_tokenizer_and_dynamics_must_fit(world):
 def test_what_is_missing_or_newer_is_said(saved):
     with pytest.raises(UsageError, match=r"nowhere: make one with `worldvq train dynamics`"):
         WorldModel.load(saved / "nowhere")
-    with pytest.raises(UsageError, match="device 'gpux' cannot be used"):
+    with pytest.raises(UsageError, match="device 'gpux' is not there"):
         WorldModel.load(saved, "gpux")
     description = read_sealed(saved / "world.json")
     for version in (2, 99):
