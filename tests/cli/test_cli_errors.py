@@ -93,7 +93,7 @@ MISTAKES = [
     ("train dynamics --config tiny --tokens tokens --tokenizer none --out new", 2, ["none"]),
     ("train dynamics --config tiny --tokens tokens --tokenizer other --out new", 2, ["tokens", "other", "tokenize"]),
     (f"{TRAIN} --device gpux", 2, ["'gpux' is not there", "auto", "cpu"]),
-    (f"{TRAIN} --device cuda:99", 2, ["'cuda:99' is not there", "auto", "cpu"]),
+    (f"{TRAIN} --device cuda:99", 2, ["'cuda:99'", "auto", "cpu"]),
     (f"{TRAIN} --steps 5 tokenizer_training.steps=6", 2, ["--steps 5", "tokenizer_training.steps=6", "not both"]),
     (f"{TRAIN} --steps 0", 2, ["tokenizer_training.steps = 0"]),
     (f"{TRAIN} --seed -1", 2, ["tokenizer_training.seed = -1"]),

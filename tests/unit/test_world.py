@@ -266,7 +266,7 @@ def test_a_tokenizer_alone_comes_back_too(world, tmp_path):
 def test_devices_by_name(monkeypatch):
     assert resolve_device("cpu") == torch.device("cpu")
     for name in ("cuda:99", "gpu", "meta", ""):
-        with pytest.raises(UsageError, match=rf"^device '{name}' is not there: give auto or one of .*cpu"):
+        with pytest.raises(UsageError, match=rf"^device '{name}' .*: give auto or one of .*cpu"):
             resolve_device(name)
 
     def zeros(_, device):  # as if there were such a device

@@ -25,7 +25,9 @@ def resolve_device(device: str) -> torch.device:
         tensor.item()  # the meta device, for one, cannot
         return tensor.device
     except (RuntimeError, AssertionError, ImportError) as error:
-        problem = f"cannot be used ({str(error).splitlines()[0]})" if device in there else "is not there"
+        problem = (
+            f"cannot be used ({str(error).splitlines()[0]})" if device.partition(":")[0] in there else "is not there"
+        )
         count = f" ({torch.cuda.device_count()} GPUs)" if "cuda" in there else ""
         raise UsageError(f"device '{device}' {problem}: give auto or one of {', '.join(there)}{count}") from None
 
