@@ -44,13 +44,13 @@ from worldvq.data.episodes import EpisodeStore
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.losses import dynamics_loss, tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
+from worldvq.nn.devices import resolve_device
 from worldvq.recording.config import RecordConfig
 from worldvq.stages.experiment import ExperimentConfig, load_config
 from worldvq.stages.record import record
 from worldvq.training.optimizers import make_optimizer
 from worldvq.training.processes import resolve_precision
 from worldvq.types import ActionSpace, Clip, TokenClip
-from worldvq.world.engine import resolve_device
 from worldvq.world.model import WorldModel
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -34,9 +34,9 @@ def textured_episode(rng: np.random.Generator, num_frames: int = 500, size: int 
     return Episode(frames, actions, np.zeros(num_frames - 1, np.float32), terminated=False, truncated=True)
 
 
-def clips_per_second(store: EpisodeStore, seconds: float) -> list[float]:
+def clips_per_second(store: EpisodeStore, clip_frames: int, seconds: float) -> list[float]:
     """Rates of five rounds after one that warms up."""
-    sampler = ClipSampler(store, "all", clip_frames=16, batch_size=64, seed=0)
+    sampler = ClipSampler(store, "all", clip_frames, batch_size=64, seed=0)
     rates, step = [], 0
     for _ in range(6):
         begin, clips = time.perf_counter(), 0
@@ -66,7 +66,7 @@ def main() -> None:
             space = ActionSpace("discrete", (3,))
             meta = DatasetMeta(env=EnvConfig(), action_space=space.to_json(), frame_size=(64, 64), policy="none")
         raw = sum(episode.frames.nbytes for episode in episodes)
-        print(f"{sum(len(e.frames) for e in episodes):,} frames {meta.frame_size}, {raw / 2**20:.0f} MiB; clips of 16")
+        print(f"{sum(len(e.frames) for e in episodes):,} frames {meta.frame_size}, {raw / 2**20:.0f} MiB")
         for compression in ("none", "zstd"):
             made = meta.model_copy(update={"compression": compression})
             with EpisodeStore.create(Path(folder) / compression, made) as store:
@@ -75,12 +75,11 @@ def main() -> None:
                     store.commit(number, episode)
                 written = sum(len(e.frames) for e in episodes) / (time.perf_counter() - begin)
                 size = sum(file.stat().st_size for file in (store.path / "episodes").iterdir()) / raw
-                rates = clips_per_second(store, arguments.seconds)
-            spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
-            print(
-                f"{compression:5s} {statistics.median(rates):8,.0f} clips/s (median; {spread}), "
-                f"{size:6.1%} of the raw frames, written at {written:,.0f} frames/s"
-            )
+                print(f"{compression:5s} {size:6.1%} of the raw frames, written at {written:,.0f} frames/s")
+                for clip_frames in (1, 16):  # single frames are what a tokenizer trains on
+                    rates = clips_per_second(store, clip_frames, arguments.seconds / 2)
+                    spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
+                    print(f"      {statistics.median(rates):8,.0f} clips/s of {clip_frames} (median; {spread})")
 
 
 if __name__ == "__main__":

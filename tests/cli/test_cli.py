@@ -54,17 +54,17 @@ def demo(tmp_path_factory):
 def verbs(tmp_path_factory):
     """The same road, verb by verb and smaller; the first four verbs."""
     root = tmp_path_factory.mktemp("verbs")
-    short = ["tokenizer_training.steps=4", "dynamics_training.steps=2", "evaluate.context=2", "evaluate.horizon=3"]
+    short = ["--seed", 7, "--device", "cpu", "evaluate.context=2", "evaluate.horizon=3"]
     few = ["--frames", 400, "--workers", 1, "--seed", 3, "env.max_steps=60"]
     assert "7 episodes, 400 frames" in succeed(
         "record", "worldvq/Maze-v0", "--config", "tiny", "--out", root / "data", *few
     )
     tokenizer = ["--data", root / "data", "--out", root / "tokenizer"]
-    assert "device cpu" in succeed("train", "tokenizer", "--config", "tiny", *tokenizer, *short)
+    assert "device cpu" in succeed("train", "tokenizer", "--config", "tiny", *tokenizer, "--steps", 4, *short)
     tokens = ["--tokenizer", root / "tokenizer", "--data", root / "data", "--out", root / "tokens"]
     assert "tokens of 7 episodes" in succeed("tokenize", *tokens, "--device", "cpu")
     dynamics = ["--tokens", root / "tokens", "--tokenizer", root / "tokenizer", "--out", root / "dynamics"]
-    assert str(root / "world") in succeed("train", "dynamics", "--config", "tiny", *dynamics, *short)
+    assert str(root / "world") in succeed("train", "dynamics", "--config", "tiny", *dynamics, "--steps", 2, *short)
     return root
 
 
@@ -170,6 +170,12 @@ def test_imagine_prints_what_it_wrote(verbs, tmp_path):
         assert text.split() == [str(tmp_path / name), str((tmp_path / name).with_suffix(".png"))]
         assert probe(tmp_path / name)[0] == 7
         assert open_picture((tmp_path / name).with_suffix(".png"))
+
+
+@pytest.mark.parametrize(("name", "steps"), [("tokenizer", 4), ("dynamics", 2)])
+def test_options_of_training_stand_for_keys_of_the_config(verbs, name, steps):
+    training = yaml.safe_load((verbs / name / "config.yaml").read_text())[f"{name}_training"]
+    assert (training["steps"], training["seed"]) == (steps, 7)
 
 
 def test_evaluate_writes_a_report(verbs, tmp_path):

@@ -65,6 +65,7 @@ def listing(folder):
 
 IMAGINE = "imagine --world world --data data --out new.mp4"
 EVALUATE = "evaluate --world world --data data --out new"
+TRAIN = "train tokenizer --config tiny --data data --out new"
 MISTAKES = [
     ("record worldvq/Maze-v0 --out new --episodes 2 --frames 10", 2, ["--episodes", "--frames"]),
     ("record worldvq/Maze-v0 --out new --size 64x", 2, ["--size 64x", "84x84"]),
@@ -91,6 +92,17 @@ MISTAKES = [
     ("train dynamics --config tiny --tokens none --tokenizer tokenizer --out new", 2, ["none"]),
     ("train dynamics --config tiny --tokens tokens --tokenizer none --out new", 2, ["none"]),
     ("train dynamics --config tiny --tokens tokens --tokenizer other --out new", 2, ["tokens", "other", "tokenize"]),
+    (f"{TRAIN} --device gpux", 2, ["'gpux' is not there", "auto", "cpu"]),
+    (f"{TRAIN} --device cuda:99", 2, ["'cuda:99'", "auto", "cpu"]),
+    (f"{TRAIN} --steps 5 tokenizer_training.steps=6", 2, ["--steps 5", "tokenizer_training.steps=6", "not both"]),
+    (f"{TRAIN} --steps 0", 2, ["tokenizer_training.steps = 0"]),
+    (f"{TRAIN} --seed -1", 2, ["tokenizer_training.seed = -1"]),
+    ("train dynamics --config tiny --tokens tokens --tokenizer tokenizer --out new --device gpux", 2, ["'gpux'"]),
+    ("demo --config tiny --out new --device gpux", 2, ["'gpux'", "auto"]),
+    ("record worldvq/Maze-v0 --out new --frames 5 record.frames=6", 2, ["--frames 5", "record.frames=6", "not both"]),
+    ("record worldvq/Maze-v0 --out new --size 48 env.size=64", 2, ["--size 48", "env.size=64", "not both"]),
+    (f"{IMAGINE} --frames 2 --device gpux", 2, ["'gpux'", "auto"]),
+    (f"{EVALUATE} --device gpux", 2, ["'gpux'", "auto"]),
     ("imagine --world none --data data --out new.mp4", 2, ["none", "worldvq train dynamics"]),
     ("imagine --world world --data none --out new.mp4", 2, ["none", "worldvq record"]),
     ("imagine --world world --data small --out new.mp4", 2, ["small", "32x32", "64x64"]),

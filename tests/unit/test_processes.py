@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from worldvq.data.sharing import Processes, is_first_process, local_device
+from worldvq.data.sharing import Processes, is_first_process
 from worldvq.errors import UsageError
+from worldvq.nn.devices import local_device
+from worldvq.training.processes import make_accelerator
 
 
 def test_alone(monkeypatch):
@@ -38,3 +40,12 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     assert [local_device(name) for name in ("auto", "cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:1", "cuda:0", "cpu"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert local_device("auto") == "auto"
+
+
+def test_training_on_a_device_by_name(monkeypatch):
+    assert make_accelerator("auto", device="cpu").device == torch.device("cpu")
+    with pytest.raises(UsageError, match="device 'gpu' is not there"):
+        make_accelerator("no", device="gpu")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UsageError, match="device 'cpu:0': processes take a GPU each: leave it out, or say cpu"):
+        make_accelerator("no", device="cpu:0")

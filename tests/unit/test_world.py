@@ -1,6 +1,7 @@
 """A world: saved and loaded bit for bit, imagined the same in every way there is, scored as NumPy scores it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from worldvq.errors import CorruptFileError, RunError, UsageError
 from worldvq.files.reading import read_sealed, seal
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import load_tokenizer, save_tokenizer
+from worldvq.nn.devices import resolve_device
 from worldvq.types import TokenClip
-from worldvq.world.engine import resolve_device
 from worldvq.world.model import WorldModel
 
 FILES = ("tokenizer.safetensors", "dynamics.safetensors")
@@ -166,7 +167,7 @@ def test_tokenizer_and_dynamics_must_fit(world):
 def test_what_is_missing_or_newer_is_said(saved):
     with pytest.raises(UsageError, match=r"nowhere: make one with `worldvq train dynamics`"):
         WorldModel.load(saved / "nowhere")
-    with pytest.raises(UsageError, match="device 'gpux' cannot be used"):
+    with pytest.raises(UsageError, match="device 'gpux' is not there"):
         WorldModel.load(saved, "gpux")
     description = read_sealed(saved / "world.json")
     for version in (2, 99):
@@ -264,9 +265,14 @@ def test_a_tokenizer_alone_comes_back_too(world, tmp_path):
 
 def test_devices_by_name(monkeypatch):
     assert resolve_device("cpu") == torch.device("cpu")
-    with pytest.raises(UsageError, match="device 'cuda:99'"):
-        resolve_device("cuda:99")
-    monkeypatch.setattr(torch, "empty", lambda *_, device: None)  # as if there were such a device
+    for name in ("cuda:99", "gpu", "meta", ""):
+        with pytest.raises(UsageError, match=rf"^device '{name}' .*: give auto or one of .*cpu"):
+            resolve_device(name)
+
+    def zeros(_, device):  # as if there were such a device
+        return SimpleNamespace(item=lambda: 0, device=torch.device(device))
+
+    monkeypatch.setattr(torch, "zeros", zeros)
     for cuda, mps, device in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)

@@ -61,9 +61,12 @@ def merge_command(
 @data_app.command("preview")
 def preview_command(
     data: Annotated[Path, typer.Argument(help="Folder of a dataset.")],
-    out: Annotated[Path | None, typer.Option(help="Where the pictures go. [default: DATA-preview]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the pictures go. Default: DATA-preview.")] = None,
 ) -> None:
-    """Draw a contact sheet (PNG) and a video of a few episodes."""
+    """Draw a contact sheet (PNG) and a video of a few episodes.
+
+    Example: worldvq data preview runs/car/data
+    """
     from worldvq.data.inspect import preview
 
     for path in preview(data, out or data.with_name(data.name + "-preview")):

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from worldvq.cli.options import ConfigOption, DeviceOption, Overrides, TemperatureOption
+from worldvq.cli.options import ConfigOption, DeviceOption, Overrides, TemperatureOption, TopKOption, TopPOption
 
 app = typer.Typer()
 
@@ -32,11 +32,14 @@ def imagine_command(
     clips: Annotated[int, typer.Option(min=1, help="Contexts, one row each.")] = 4,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the contexts and of the sampling.")] = 0,
     temperature: TemperatureOption = None,
-    top_k: Annotated[int | None, typer.Option(min=1)] = None,
-    top_p: Annotated[float | None, typer.Option()] = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Imagine what follows held-out contexts and render it beside what really happened."""
+    """Imagine what follows held-out contexts and render it beside what really happened.
+
+    Example: worldvq imagine --world runs/demo/world --data runs/demo/data --actions forward --frames 30 --out walk.mp4
+    """
     from worldvq.stages.imagine import imagine
 
     for path in imagine(
@@ -59,24 +62,29 @@ def evaluate_command(
     world: Annotated[Path, typer.Option(help="A trained world.")],
     data: Annotated[Path, typer.Option(help="Dataset; only its held-out episodes are used.")],
     out: Annotated[Path, typer.Option(help="Folder for report.json, plots, videos and index.html.")],
-    context: Annotated[int, typer.Option(min=1)] = 6,
+    context: Annotated[int, typer.Option(min=1, help="Real frames at the start of a clip.")] = 6,
     horizon: Annotated[int, typer.Option(min=1, help="Imagined frames a clip.")] = 10,
-    clips: Annotated[int, typer.Option(min=1)] = 256,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    seed: int = 0,
+    clips: Annotated[int, typer.Option(min=1, help="Held-out clips, or as many as there are.")] = 256,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Clips at a time: memory and speed; less where memory is short.")
+    ] = 64,
+    seed: Annotated[int, typer.Option(help="Of the clips and of the sampling.")] = 0,
     temperature: TemperatureOption = None,
-    top_k: Annotated[int | None, typer.Option(min=1)] = None,
-    top_p: Annotated[float | None, typer.Option()] = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure imagined frames on held-out episodes, beside the yardsticks that make the numbers mean something.
 
     Run again to continue what was interrupted. Under `accelerate launch` processes share the work.
+
+    Example: worldvq evaluate --world runs/demo/world --data runs/demo/data --out runs/demo/report
     """
     from worldvq.config.yaml_loading import build
-    from worldvq.data.sharing import is_first_process, local_device
+    from worldvq.data.sharing import is_first_process
     from worldvq.evaluation.config import EvaluateConfig
     from worldvq.evaluation.protocol import evaluate
+    from worldvq.nn.devices import local_device
     from worldvq.world.model import WorldModel
 
     loaded = WorldModel.load(world, local_device(device))
@@ -96,16 +104,19 @@ def demo_command(
         "runs/demo"
     ),
     config: ConfigOption = "maze",
+    device: DeviceOption = "auto",
 ) -> None:
     """Record, train, evaluate and render: the whole road, about ten minutes on two CPU cores.
 
-    With --config doom it does the same for a real world (an hour and a half).
+    With --config doom it does the same for a real world (an hour and a half). Run again to continue.
+
+    Example: worldvq demo --config maze --out runs/mine record.frames=20000
     """
     from worldvq.stages.experiment import load_config
     from worldvq.stages.road import run_all
 
     settings = load_config(config, overrides or [])
-    report = run_all(settings, out, lambda text: print(f"== {text}", flush=True))
+    report = run_all(settings, out, lambda text: print(f"== {text}", flush=True), device)
     _print_report(report)
     table = Table("stage", "seconds", title="time")
     for name, seconds in report["stage_seconds"].items():

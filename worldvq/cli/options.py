@@ -3,27 +3,64 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from worldvq.errors import UsageError
 
 ConfigOption = Annotated[
-    str, typer.Option("--config", "-c", help="A YAML file, or a shipped one: maze, doom, dmlab, tiny.")
+    str, typer.Option("--config", "-c", help="A YAML file, or a built-in config: `worldvq config list` names them.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="For instance tokenizer.width=64")
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY.PATH=VALUE",
+        help="Changes to the config, for instance tokenizer.width=64; `worldvq config explain` lists every key.",
+    ),
 ]
 TemperatureOption = Annotated[
     float | None, typer.Option(min=0, help="0 takes the most probable token. Default: as the world's config says.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+TopKOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Draw among so many most probable tokens. Default: as the world's config says."),
+]
+TopPOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Draw among the most probable tokens that have this probability together, above 0 to 1. Default: as the "
+        "world's config says."
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one, else the CPU.")
+]
 
 
 def runs(config: str) -> Path:
     """Folder of an experiment, unless said otherwise."""
     return Path("runs") / Path(config).stem
+
+
+def given(options: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Return those options that were given, by the key of the config that each is short for.
+
+    Args:
+        options: From key path to value, or None where the option was not given. ``--steps`` has a key that ends so.
+        overrides: ``key.path=value`` texts.
+
+    Raises:
+        UsageError: An option and its key are both given.
+    """
+    changes = {key: value for key, value in options.items() if value is not None}
+    for text in overrides:
+        key = text.partition("=")[0]
+        if key in changes:
+            raise UsageError(
+                f"--{key.rpartition('.')[2]} {changes[key]} is short for {key}: give it or {text}, not both"
+            )
+    return changes
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from worldvq.cli.options import Overrides, parse_size
+from worldvq.cli.options import Overrides, given, parse_size
 from worldvq.errors import UsageError
 
 app = typer.Typer()
@@ -27,7 +27,7 @@ def record_command(
     config: Annotated[str | None, typer.Option("--config", "-c", help="Take env and record from this YAML.")] = None,
     episodes: Annotated[int | None, typer.Option(help="Stop after this many episodes.")] = None,
     frames: Annotated[int | None, typer.Option(help="Stop at the first episode that reaches this many frames.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that play side by side. [default: 2]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that play side by side. Default: 2.")] = None,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -35,14 +35,14 @@ def record_command(
         ),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="Side of the stored frames, or height x width: 64, 48x64. [default: 64]")
+        str | None, typer.Option(help="Side of the stored frames, or height x width: 64, 48x64. Default: 64.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same episodes, with any number of workers.")] = None,
     shard: Annotated[
         str | None,
         typer.Option(
             help="i/N: record only every N-th episode, from the i-th on, beside others in the same OUT; "
-            "`worldvq data merge OUT` ends it. [default: as RANK/WORLD_SIZE or a SLURM array say, else all]"
+            "`worldvq data merge OUT` ends it. Default: as RANK/WORLD_SIZE or a SLURM array say, else all."
         ),
     ] = None,
     ray: Annotated[
@@ -77,11 +77,12 @@ def record_command(
     search_last(Path.cwd())  # environments, wrappers and policies of one's own; `python -m` does it, a script does not
     base, env, overrides = _begin(env, overrides or [], config, out, trust)
     changes: dict[str, Any] = {"env.id": env}
-    given: dict[str, Any] = {"record.workers": workers, "record.policy": policy, "record.seed": seed}
-    given["env.size"] = parse_size(size) if size else None
+    options = {"record.workers": workers, "record.policy": policy, "record.seed": seed, "env.size": size}
+    changes |= given(options | {"record.episodes": episodes, "record.frames": frames}, overrides)
+    if size:
+        changes["env.size"] = parse_size(size)
     if episodes is not None or frames is not None:
         changes |= {"record.episodes": episodes, "record.frames": frames}
-    changes |= {key: value for key, value in given.items() if value is not None}
     full = apply(base, changes, overrides)
     if not part.is_whole:
         print(f"shard {part} of {out} (from {source})", flush=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from worldvq.cli.options import ConfigOption, DeviceOption, Overrides, runs
+from worldvq.cli.options import ConfigOption, DeviceOption, Overrides, given, runs
 
 app = typer.Typer()
 train_app = typer.Typer(help="Train a tokenizer, then the dynamics on its tokens.", no_args_is_help=True)
@@ -17,51 +17,82 @@ TrackOption = Annotated[
     list[str] | None, typer.Option(help="Also log to tensorboard, wandb or trackio; may be given more than once.")
 ]
 
+FromOption = Annotated[
+    Path | None,
+    typer.Option("--from", help="Run folder or world whose weights the run starts with. Default: random ones."),
+]
+
 
 @train_app.command("tokenizer")
 def train_tokenizer_command(
     overrides: Overrides = None,
     config: ConfigOption = "maze",
-    data: Annotated[Path | None, typer.Option(help="Dataset. [default: runs/CONFIG/data]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/CONFIG/tokenizer]")] = None,
+    data: Annotated[Path | None, typer.Option(help="Dataset. Default: runs/CONFIG/data.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG/tokenizer.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer updates in all; short for tokenizer_training.steps=N.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of all that is random; short for tokenizer_training.seed=N.")
+    ] = None,
+    start: FromOption = None,
+    device: DeviceOption = "auto",
     track: TrackOption = None,
 ) -> None:
-    """Train the VQ-VAE that turns frames into tokens; run again to resume. Works under `accelerate launch`."""
+    """Train the VQ-VAE that turns frames into tokens; run again to resume. Works under `accelerate launch`.
+
+    Example: worldvq train tokenizer --data runs/car/data --out runs/car/tokenizer --steps 3000 tokenizer.width=128
+    """
     from worldvq.files.lock import check_unlocked
 
     folder: Path = out or runs(config) / "tokenizer"
     check_unlocked(folder, shared=True)  # by every process at once; before the seconds that the imports below take
+    from worldvq.data.sharing import is_first_process
     from worldvq.stages.experiment import load_config
     from worldvq.stages.tokenizer import train_tokenizer
 
-    train_tokenizer(load_config(config, overrides or []), data or runs(config) / "data", folder, track or [])
-    print(f"tokenizer: {folder}")
+    settings = load_config(config, _with_options(overrides or [], "tokenizer_training", steps, seed))
+    train_tokenizer(settings, data or runs(config) / "data", folder, track or [], device, start)
+    if is_first_process():
+        print(f"tokenizer: {folder}")
 
 
 @train_app.command("dynamics")
 def train_dynamics_command(
     overrides: Overrides = None,
     config: ConfigOption = "maze",
-    tokens: Annotated[Path | None, typer.Option(help="Token store. [default: runs/CONFIG/tokens]")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Trained tokenizer. [default: runs/CONFIG/tokenizer]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/CONFIG/dynamics]")] = None,
-    world: Annotated[Path | None, typer.Option(help="Where the world goes. [default: OUT/../world]")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="Token store. Default: runs/CONFIG/tokens.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Trained tokenizer. Default: runs/CONFIG/tokenizer.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG/dynamics.")] = None,
+    world: Annotated[Path | None, typer.Option(help="Where the world goes. Default: OUT/../world.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer updates in all; short for dynamics_training.steps=N.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all that is random; short for dynamics_training.seed=N.")] = None,
+    start: FromOption = None,
+    device: DeviceOption = "auto",
     track: TrackOption = None,
 ) -> None:
-    """Train the action-conditioned dynamics on tokens and join it with its tokenizer into a world."""
+    """Train the action-conditioned dynamics on tokens and join it with its tokenizer into a world.
+
+    Run again to resume. Works under `accelerate launch`.
+
+    Example: worldvq train dynamics --tokens runs/car/tokens --tokenizer runs/car/tokenizer --out runs/car/dynamics
+    """
     from worldvq.files.lock import check_unlocked
 
     folder: Path = out or runs(config) / "dynamics"
     check_unlocked(folder, shared=True)  # by every process at once; before the seconds that the imports below take
+    from worldvq.data.sharing import is_first_process
     from worldvq.stages.dynamics import train_dynamics
     from worldvq.stages.experiment import load_config
 
     world = world or folder.parent / "world"
-    settings = load_config(config, overrides or [])
-    train_dynamics(
-        settings, tokens or runs(config) / "tokens", tokenizer or runs(config) / "tokenizer", folder, world, track or []
-    )
-    print(f"dynamics: {folder}\nworld: {world}")
+    settings = load_config(config, _with_options(overrides or [], "dynamics_training", steps, seed))
+    tokens, tokenizer = tokens or runs(config) / "tokens", tokenizer or runs(config) / "tokenizer"
+    train_dynamics(settings, tokens, tokenizer, folder, world, track or [], device, start)
+    if is_first_process():
+        print(f"dynamics: {folder}\nworld: {world}")
 
 
 @app.command("tokenize")
@@ -74,6 +105,8 @@ def tokenize_command(
     """Turn every frame of a dataset into tokens, once, so that the dynamics trains on them alone.
 
     Run again to continue what was interrupted. Under `accelerate launch` processes share the work.
+
+    Example: worldvq tokenize --tokenizer runs/car/tokenizer --data runs/car/data --out runs/car/tokens
     """
     from worldvq.data.sharing import is_first_process
     from worldvq.stages.tokens import tokenize
@@ -81,3 +114,9 @@ def tokenize_command(
     store = tokenize(tokenizer, data, out, device)
     if is_first_process():
         print(f"{out}: tokens of {len(store.entries)} episodes")
+
+
+def _with_options(overrides: list[str], section: str, steps: int | None, seed: int | None) -> list[str]:
+    """Return the overrides of a training run with what ``--steps`` and ``--seed`` say added."""
+    changes = given({f"{section}.steps": steps, f"{section}.seed": seed}, overrides)
+    return [*overrides, *(f"{key}={value}" for key, value in changes.items())]

@@ -21,9 +21,9 @@ class EnvConfig(Config):
     """Height and width of a stored frame: ``[48, 64]``, ``48x64``, or ``64`` for both."""
     observation_key: str | None = None
     """Key of a Dict or Tuple observation that holds the image, dotted where it lies deeper (``sensors.camera``, ``0``);
-    None finds the only image there is."""
+    ``null`` finds the only image there is."""
     source: Literal["observation", "render"] | None = None
-    """What is recorded: the image in the observation, or what ``render()`` gives; None prefers the first."""
+    """What is recorded: the image in the observation, or what ``render()`` gives; ``null`` prefers the first."""
     wrappers: tuple[str, ...] = ()
     """Gymnasium wrappers, each ``module:Name`` or ``./file.py:Name``, put around the environment in this order."""
     action_names: tuple[str, ...] = ()
@@ -35,5 +35,5 @@ class EnvConfig(Config):
     frame_skip: PositiveInt = 1
     """Each action is repeated this often; rewards add up."""
     max_steps: PositiveInt | None = None
-    """Truncate episodes after this many (skipped) steps; None leaves it to the environment, and where that has no limit
-    takes 10,000."""
+    """Truncate episodes after this many (skipped) steps; ``null`` leaves it to the environment, and where that has no
+    limit takes 10,000."""

@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from datetime import timedelta
 
-import torch
 from torch.distributed import PrefixStore, TCPStore
 
 from worldvq.errors import RunError, UsageError
@@ -96,10 +95,3 @@ def _connect(host: str, port: int, count: int, serves: bool) -> TCPStore:
 def is_first_process() -> bool:
     """Whether this is the process that speaks for all."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def local_device(device: str) -> str:
-    """Return the name of a device, of the GPU that is this process's own where several share a machine."""
-    if device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-    return device

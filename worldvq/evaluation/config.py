@@ -10,8 +10,13 @@ class EvaluateConfig(Config):
     """The held-out protocol."""
 
     clips: PositiveInt = 256
+    """Held-out clips to measure, or as many as there are."""
     context: PositiveInt = 6
+    """Real frames at the start of a clip."""
     horizon: PositiveInt = 10
+    """Frames imagined after them."""
     batch_size: PositiveInt = 64
+    """Clips that are imagined at a time."""
     seed: NonNegativeInt = 0
+    """Of the clips and of the sampling."""
     sampling: SamplingConfig = SamplingConfig()

@@ -9,12 +9,14 @@ from pydantic import Field, model_validator
 from worldvq.config.fields import Config, Depth, FrameSize, NonNegativeFloat, PositiveInt, Size
 from worldvq.nn.config import QuantizerConfig
 
+Blocks = Annotated[int, Field(gt=0, le=128)]
+
 
 class TokenizerConfig(Config):
     """The frame-level VQ-VAE."""
 
     frame_size: FrameSize = (64, 64)
-    """Height and width of a frame. Training takes them from the dataset; say them only to be refused another one."""
+    """Height and width of a frame. Training takes them from the dataset; give them only to have others refused."""
     downsample: Literal[4, 8, 16] = 8
     """Pixels per token along each axis: 64 at 8 gives 8x8 tokens."""
     width: Annotated[int, Field(ge=8, le=2**16, multiple_of=8)] = 128
@@ -63,11 +65,13 @@ class PriorConfig(Config):
     """The autoregressive model over the tokens of one frame."""
 
     kind: Literal["transformer", "pixelcnn"] = "transformer"
+    """A small causal transformer, or a gated PixelCNN with two stacks (van den Oord et al. 2016)."""
     width: Size = 128
-    num_blocks: Annotated[Depth, Field(gt=0)] = 2
+    """Channels of its layers; a transformer's must divide by 4 x ``num_heads``."""
+    num_blocks: Blocks = 2
     """Blocks of the transformer, gated layers of the PixelCNN."""
     num_heads: Size = 4
-    """Of the transformer; a PixelCNN has none."""
+    """Attention heads of the transformer; a PixelCNN has none."""
 
     _check_heads = model_validator(mode="after")(_heads_fit)
 
@@ -78,8 +82,11 @@ class DynamicsConfig(Config):
     context_frames: PositiveInt = 8
     """Frames that temporal attention sees, the current one included; the size of the ring cache."""
     width: Size = 128
-    num_blocks: Annotated[Depth, Field(gt=0)] = 3
+    """Channels of the context network; must divide by 4 x ``num_heads``."""
+    num_blocks: Blocks = 3
+    """Space-time blocks: attention within the frame, over time at each position, feed-forward."""
     num_heads: Size = 4
+    """Attention heads of each block."""
     prior: PriorConfig = PriorConfig()
 
     _check_heads = model_validator(mode="after")(_heads_fit)
@@ -89,9 +96,11 @@ class SamplingConfig(Config):
     """How tokens are drawn."""
 
     temperature: NonNegativeFloat = 1.0
-    """0 takes the most probable token."""
+    """Divides the logits before a token is drawn; 0 takes the most probable token."""
     top_k: PositiveInt | None = None
+    """Draw among so many most probable tokens; ``null`` draws among all."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Draw among the most probable tokens that have this probability together; ``null`` draws among all."""
     method: Literal["auto", "predictive", "sequential"] = "auto"
     """All tokens at once until they agree, or one after the other: the same tokens; ``auto`` takes the faster."""
     compile: bool = False

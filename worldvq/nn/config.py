@@ -14,12 +14,16 @@ class QuantizerConfig(Config):
     """The codebook of the VQ-VAE, and how it is learned."""
 
     kind: Literal["ema", "sgd", "fsq"] = "sgd"
-    """Codes by gradient (van den Oord et al. 2017, eq. 3), by moving averages (appendix A.1 there), or fixed: finite
-    scalar quantization (Mentzer et al. 2023). docs/tokenizers.md compares them."""
+    """``sgd``: codes by gradient (van den Oord et al. 2017, eq. 3); ``ema``: by moving averages (appendix A.1 there);
+    ``fsq``: fixed, finite scalar quantization (Mentzer et al. 2023). docs/tokenizers.md compares them."""
     num_codes: Annotated[int, Field(gt=0, le=2**24)] = 512
+    """Codes in the codebook: how many values a token has."""
     code_dim: Size = 32
+    """Numbers in a code."""
     commitment_cost: NonNegativeFloat = 0.25
+    """Weight of the loss that draws encoder outputs to their codes."""
     decay: Fraction = 0.99
+    """``ema`` only: how much of a code's moving average is kept at a step."""
     revive_after: PositiveInt = 20
     """A code unused for about this many steps is replaced by an encoder output of the batch."""
     levels: Annotated[tuple[Annotated[int, Field(ge=3, le=2**16)], ...], Field(max_length=64)] = ()

@@ -40,6 +40,7 @@ def train_dynamics(
     out: Path,
     world: Path,
     trackers: Sequence[str] = (),
+    device: str = "auto",
     start: Path | None = None,
 ) -> WorldModel:
     """Train the dynamics on tokens, then join it with its tokenizer into a world.
@@ -47,7 +48,7 @@ def train_dynamics(
     With ``start`` the weights begin with those of a run or world, see :func:`~worldvq.stages.start.start_from`.
 
     Raises:
-        UsageError: The tokens were made by another tokenizer, or ``out`` holds another run.
+        UsageError: The tokens were made by another tokenizer, ``out`` holds another run, or the device is not there.
     """
     store = TokenStore.open(tokens)
     vqvae = load_tokenizer(tokenizer)
@@ -66,7 +67,7 @@ def train_dynamics(
         "run `worldvq tokenize` again into a new folder",
     )
     training = config.dynamics_training
-    main = make_accelerator(training.precision).is_main_process
+    main = make_accelerator(training.precision, device=device).is_main_process
     torch.manual_seed(training.seed)
     model = Dynamics(config.dynamics, vqvae.grid, vqvae.num_codes, store.action_space)
     model.initialize_embeddings(vqvae.quantizer.codebook)
@@ -91,6 +92,7 @@ def train_dynamics(
         picture=picture,
         begin=begin,
         trackers=trackers,
+        device=device,
     )
     assert isinstance(model, Dynamics)
     joined = WorldModel(vqvae.to(next(model.parameters()).device), model, joined.meta)

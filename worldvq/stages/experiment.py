@@ -50,8 +50,10 @@ class DynamicsTrainConfig(TrainConfig):
     """A training run of the dynamics."""
 
     batch_size: PositiveInt = 8
+    """Clips a step, over all processes."""
     clip_frames: Annotated[int, Field(ge=2)] = 16
-    """At least 2, or there is no next frame to predict."""
+    """Frames a clip: at least 2, or there is no next frame to predict, and at least ``dynamics.context_frames``; more
+    trains the sliding window too."""
     rewarded_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Of the clips, how many are drawn among those that hold a reward; the others are drawn among all, which with 0 all
     are. Each counts by how often uniform sampling would have drawn it."""
@@ -124,6 +126,13 @@ class ExperimentConfig(EvaluateSections, DynamicsSections, TokenizerSections, Re
         return self.model_copy(update={"tokenizer": build(TokenizerConfig, settings, source)})
 
 
+def built_in_configs() -> dict[str, Path]:
+    """Return the configs that ship with worldvq by name: in the package as it is installed, or beside it."""
+    package = Path(__file__).resolve().parents[1]
+    files = [file for folder in (package.parent, package) for file in (folder / "configs").glob("*.yaml")]
+    return {file.stem: file for file in sorted(files, key=lambda file: file.stem)}
+
+
 def find_config(name: str | Path) -> Path:
     """Return the path of a config: a file, or the name of one that ships with worldvq (``maze``, ``doom`` …).
 
@@ -133,13 +142,10 @@ def find_config(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    package = Path(__file__).resolve().parents[1]
-    folders = [package / "configs", package.parent / "configs"]
-    for folder in folders:
-        shipped = folder / f"{path.name.removesuffix('.yaml')}.yaml"
-        if shipped.is_file() and path.parent in (Path(), Path("configs")):
-            return shipped
-    names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    names = built_in_configs()
+    stem = path.name.removesuffix(".yaml")
+    if stem in names and path.parent in (Path(), Path("configs")):
+        return names[stem]
     raise UsageError(
         f"no config '{name}'{did_you_mean(path.stem, names)}: give a YAML file or one of {', '.join(names)}"
     )

@@ -13,6 +13,7 @@ from worldvq.errors import CorruptFileError, UsageError
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.evaluation.protocol import evaluate
 from worldvq.files.reading import read_json
+from worldvq.nn.devices import resolve_device
 from worldvq.stages.dynamics import train_dynamics
 from worldvq.stages.experiment import ExperimentConfig
 from worldvq.stages.imagine import imagine
@@ -27,12 +28,13 @@ MAX_REPORT = 64 * 2**20
 """Bytes of a report; it grows with the horizon."""
 
 
-def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None], device: str = "auto") -> dict[str, Any]:
     """Record, train the tokenizer, tokenize, train the dynamics, evaluate, render; each stage only if it is missing.
 
     Returns:
         The report, with ``stage_seconds`` of what ran now.
     """
+    resolve_device(device)
     config = config.for_frames(config.env.size, "env.size")  # what does not fit is refused before it is recorded
     data, tokenizer, tokens, dynamics, world, report = (out / name for name in FOLDERS)
     _check_tokens(tokens, tokenizer, config.tokenizer_training.steps)
@@ -46,11 +48,11 @@ def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None]) -> 
         return result
 
     stage("record", lambda: record(config.env, config.record, data).close())
-    stage("train tokenizer", lambda: train_tokenizer(config, data, tokenizer))
-    stage("tokenize", lambda: tokenize(tokenizer, data, tokens))
-    stage("train dynamics", lambda: train_dynamics(config, tokens, tokenizer, dynamics, world))
-    stage("evaluate", lambda: _evaluate_once(world, data, report, config.evaluate))
-    stage("render", lambda: _render(world, data, out, config.evaluate))
+    stage("train tokenizer", lambda: train_tokenizer(config, data, tokenizer, device=device))
+    stage("tokenize", lambda: tokenize(tokenizer, data, tokens, device))
+    stage("train dynamics", lambda: train_dynamics(config, tokens, tokenizer, dynamics, world, device=device))
+    stage("evaluate", lambda: _evaluate_once(world, data, report, config.evaluate, device))
+    stage("render", lambda: _render(world, data, out, config.evaluate, device))
     return {**read_json(report / "report.json", MAX_REPORT), "stage_seconds": seconds}
 
 
@@ -64,9 +66,9 @@ def _check_tokens(tokens: Path, tokenizer: Path, steps: int) -> None:
         )
 
 
-def _evaluate_once(folder: Path, data: Path, out: Path, config: EvaluateConfig) -> None:
+def _evaluate_once(folder: Path, data: Path, out: Path, config: EvaluateConfig, device: str) -> None:
     """Evaluate, unless the report of this very world and protocol is there."""
-    world = WorldModel.load(folder)
+    world = WorldModel.load(folder, device)
     path = out / "report.json"
     with contextlib.suppress(CorruptFileError, KeyError, TypeError):
         report = read_json(path, MAX_REPORT)
@@ -75,12 +77,12 @@ def _evaluate_once(folder: Path, data: Path, out: Path, config: EvaluateConfig) 
     evaluate(world, data, out, config)
 
 
-def _render(world: Path, data: Path, root: Path, config: EvaluateConfig) -> None:
+def _render(world: Path, data: Path, root: Path, config: EvaluateConfig, device: str) -> None:
     """Write ``rollout.mp4`` and its strip and, where actions have the names it needs, the figure of the paper."""
 
     def write(name: str, actions: str) -> None:
         out, sampling = root / name, config.sampling.model_dump()
-        imagine(world, data, out, config.context, config.horizon, actions, 4, config.seed, sampling)
+        imagine(world, data, out, config.context, config.horizon, actions, 4, config.seed, sampling, device)
 
     write("rollout.mp4", "recorded")
     with contextlib.suppress(UsageError):

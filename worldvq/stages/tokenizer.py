@@ -28,7 +28,12 @@ PICTURE_ROWS = 8
 
 
 def train_tokenizer(
-    config: ExperimentConfig, data: Path, out: Path, trackers: Sequence[str] = (), start: Path | None = None
+    config: ExperimentConfig,
+    data: Path,
+    out: Path,
+    trackers: Sequence[str] = (),
+    device: str = "auto",
+    start: Path | None = None,
 ) -> Tokenizer:
     """Train the VQ-VAE on a dataset; resumes, or returns at once if it is done.
 
@@ -37,12 +42,12 @@ def train_tokenizer(
 
     Raises:
         UsageError: The config says another size, ``out`` holds another run, or a loss needs something that is not
-            installed.
+            installed, or the device is not there.
     """
     store = EpisodeStore.open(data)
     config = config.for_frames(store.meta.frame_size, str(data))
     training = config.tokenizer_training
-    main = make_accelerator(training.precision).is_main_process
+    main = make_accelerator(training.precision, device=device).is_main_process
     torch.manual_seed(training.seed)
     tokenizer = Tokenizer(config.tokenizer)
     started = start_from(start, tokenizer) if start else None
@@ -66,6 +71,7 @@ def train_tokenizer(
         picture=picture,
         begin=begin,
         trackers=trackers,
+        device=device,
     )
     if main:
         save_tokenizer(out, tokenizer)

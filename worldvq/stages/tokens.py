@@ -12,14 +12,14 @@ from rich.progress import track
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.shard import Shard
 from worldvq.data.shards import merge_shards, shard_indexes
-from worldvq.data.sharing import Processes, local_device
+from worldvq.data.sharing import Processes
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.files.differences import require_same
 from worldvq.files.weights import hash_module
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.tokenizer import Tokenizer
+from worldvq.nn.devices import local_device, resolve_device
 from worldvq.types import frames_to_model
-from worldvq.world.engine import resolve_device
 
 
 def tokenize(tokenizer: Path, data: Path, out: Path, device: str = "auto") -> TokenStore:

@@ -33,6 +33,7 @@ def fit(
     picture: Picture | None = None,
     begin: Callable[[], None] | None = None,
     trackers: Sequence[str] = (),
+    device: str = "auto",
 ) -> nn.Module:
     """Train a model, resuming from the newest checkpoint in ``out`` if there is one.
 
@@ -54,6 +55,7 @@ def fit(
             (H, W, 3) uint8, for trackers that show pictures.
         begin: Called by the first process once it has locked ``out``, before it writes there.
         trackers: ``tensorboard``, ``wandb`` or ``trackio``, besides ``metrics.jsonl``.
+        device: Where it trains, as :func:`worldvq.training.processes.make_accelerator` takes it.
 
     Returns:
         The trained model, unwrapped, in eval mode.
@@ -61,12 +63,12 @@ def fit(
     Raises:
         RunError: The loss or gradient is not finite, or memory is out, and the last checkpoint is intact; or somebody
             else trains there.
-        UsageError: The batch size is not divisible by processes x accumulate; or what Accelerate was told to do is not
-            possible.
+        UsageError: The batch size is not divisible by processes x accumulate; the device is not there; or what
+            Accelerate was told to do is not possible.
         StoppedError: A signal came; a checkpoint is saved.
     """
     check_trackers(trackers, out)
-    accelerator = make_accelerator(config.precision, trackers, out)
+    accelerator = make_accelerator(config.precision, trackers, out, device)
     _check(accelerator, model, config)
     with StopWhenSaved() as stop, lock_run(accelerator, out, begin):
         optimizer = make_optimizer(model, config.optimizer)

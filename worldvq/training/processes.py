@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import parse_flag_from_env, patch_environment
 
-from worldvq.errors import RunError
+from worldvq.errors import RunError, UsageError
 from worldvq.files.atomic import disk_errors
 from worldvq.files.lock import Lock
+from worldvq.nn.devices import local_device, resolve_device
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -30,14 +32,23 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
 
 
-def make_accelerator(precision: str, trackers: Sequence[str] = (), out: Path | None = None) -> Accelerator:
+def make_accelerator(
+    precision: str, trackers: Sequence[str] = (), out: Path | None = None, device: str = "auto"
+) -> Accelerator:
     """Return an Accelerator; under ``accelerate launch`` it joins the other processes.
 
     Args:
         precision: As in TrainConfig.
         trackers: Names that Accelerate knows; it starts them when told to.
         out: Where those that write files do so.
+        device: ``auto`` leaves it to Accelerate and how it was launched; else ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Raises:
+        UsageError: The device is not there, or several processes were told to share it.
     """
+    chosen = None if device == "auto" else resolve_device(local_device(device))
+    if ":" in device and "LOCAL_RANK" in os.environ:
+        raise UsageError(f"device '{device}': processes take a GPU each: leave it out, or say {device.split(':')[0]}")
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     # Accelerate hands torch an argument that torch 2.13 renames.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
@@ -46,15 +57,20 @@ def make_accelerator(precision: str, trackers: Sequence[str] = (), out: Path | N
     # Buffers are codebooks: already equal on every process, and updated in place during forward.
     handler = DistributedDataParallelKwargs(broadcast_buffers=False)
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    precision = resolve_precision(precision, torch.device("cuda" if on_gpu else "cpu"))
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()  # the stage before in this process had another one
-    return Accelerator(
-        mixed_precision=precision,
-        kwargs_handlers=[handler],
-        log_with=list(trackers) or None,
-        project_dir=str(out) if out else None,
-    )
+    precision = resolve_precision(precision, chosen or torch.device("cuda" if on_gpu else "cpu"))
+    # The stage before in this process may have had another precision or device; processes keep what they joined with.
+    AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
+    with patch_environment(**({"ACCELERATE_TORCH_DEVICE": str(chosen)} if chosen else {})):
+        accelerator = Accelerator(
+            cpu=chosen is not None and chosen.type == "cpu",
+            mixed_precision=precision,
+            kwargs_handlers=[handler],
+            log_with=list(trackers) or None,
+            project_dir=str(out) if out else None,
+        )
+    if accelerator.device.type == "cuda":
+        torch.cuda.set_device(accelerator.device)  # Accelerate leaves that out where it is told the device
+    return accelerator
 
 
 def highest(accelerator: Accelerator, values: Sequence[int] | torch.Tensor) -> list[int]:

@@ -21,11 +21,12 @@ from worldvq.models.config import DynamicsConfig, SamplingConfig, TokenizerConfi
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import dynamics_size, load_checked, tokenizer_size
 from worldvq.models.tokenizer import Tokenizer
+from worldvq.nn.devices import resolve_device
 from worldvq.nn.symlog import expected_reward
 from worldvq.types import ActionSpace, TokenClip, as_tensor
 from worldvq.world.actions import stored_actions
 from worldvq.world.dream import Dream
-from worldvq.world.engine import Engine, resolve_device
+from worldvq.world.engine import Engine
 
 FORMAT_VERSION = 3
 

@@ -1,0 +1,39 @@
+"""Devices by name."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from worldvq.errors import UsageError
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device of a name, with its number; ``auto`` prefers CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: The name is unknown or the device is not there; names those that are.
+    """
+    there = ["cuda"] if torch.cuda.is_available() else []
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    there += ["cpu"]
+    if device == "auto":
+        device = there[0]
+    try:
+        tensor = torch.zeros(1, device=device)
+        tensor.item()  # the meta device, for one, cannot
+        return tensor.device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        problem = (
+            f"cannot be used ({str(error).splitlines()[0]})" if device.partition(":")[0] in there else "is not there"
+        )
+        count = f" ({torch.cuda.device_count()} GPUs)" if "cuda" in there else ""
+        raise UsageError(f"device '{device}' {problem}: give auto or one of {', '.join(there)}{count}") from None
+
+
+def local_device(device: str) -> str:
+    """Return the name of a device, of the GPU that is this process's own where several share a machine."""
+    if device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return device
