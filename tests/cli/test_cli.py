@@ -217,3 +217,10 @@ def test_sides_that_the_help_promises_are_recorded(tmp_path):
     few = ["--episodes", 1, "--workers", 1, "env.max_steps=5"]
     succeed("record", "worldvq/Maze-v0", "--out", tmp_path / "data", "--size", "84x60", *few)
     assert EpisodeStore.open(tmp_path / "data").meta.frame_size == (84, 60)
+
+
+def test_training_starts_from_a_world(verbs, tmp_path):
+    start = ["--from", verbs / "world", "--steps", 1, "--device", "cpu"]
+    text = succeed("train", "tokenizer", "--config", "tiny", "--data", verbs / "data", "--out", tmp_path / "t", *start)
+    assert text.endswith(f"tokenizer: {tmp_path / 't'}\n")
+    assert json.loads((tmp_path / "t" / "inputs.json").read_text())["start"]
