@@ -14,7 +14,7 @@ from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.data.inspect import info, open_store, preview
 from worldvq.data.tokens import TokenMeta, TokenStore
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, plural
 from worldvq.media.pictures import probe_video
 from worldvq.types import ActionSpace, Episode
 
@@ -45,7 +45,7 @@ def test_info_of_a_dataset(dataset):
         "45 of 16x20",
         "held, seed 11",
         "5: 1 terminated, 4 truncated, 0 interrupted",
-        "1 episodes, 11 frames (every 4th)",
+        "1 episode, 11 frames (1 in 4)",
         "5 to 13, mean 9.0",
         "2 to 6, mean 4",
         "left 50.0%, right 50.0%",
@@ -93,3 +93,7 @@ def test_preview_of_nothing(tmp_path):
     EpisodeStore.create(tmp_path / "d", meta).close()
     with pytest.raises(UsageError, match="no episodes yet"):
         preview(tmp_path / "d", tmp_path / "out")
+
+
+def test_counts_are_in_words_that_fit():
+    assert [plural(n, "frame") for n in (0, 1, 2, 1234)] == ["0 frames", "1 frame", "2 frames", "1,234 frames"]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from worldvq.cli.options import ConfigOption, DeviceOption, Overrides, TemperatureOption
+from worldvq.errors import plural
 
 app = typer.Typer()
 
@@ -117,7 +118,9 @@ def demo_command(
 
 def _print_report(report: dict[str, Any]) -> None:
     """A short table: means over the horizon."""
-    title = f"{report['num_clips']} held-out clips, context {report['context']}, horizons 1-{report['horizon']}"
+    title = (
+        f"{plural(report['num_clips'], 'held-out clip')}, context {report['context']}, horizons 1-{report['horizon']}"
+    )
     table = Table("frames", "PSNR, dB", "SSIM", title=title)
     for name in ("reconstruction", "imagined", "copy_last", "shuffled_actions"):
         means = [sum(report[key][name]["mean"]) / report["horizon"] for key in ("psnr", "ssim")]

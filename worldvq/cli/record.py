@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from worldvq.cli.options import Overrides, parse_size
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, plural
 
 app = typer.Typer()
 
@@ -87,7 +87,7 @@ def record_command(
         print(f"shard {part} of {out} (from {source})", flush=True)
     args = full.env, full.record, out
     store = record_on_ray(*args, ray) if ray else record(*args, shard=part)
-    print(f"{out}: {len(store.entries)} episodes, {sum(e.num_frames for e in store.entries)} frames")
+    print(f"{out}: {plural(len(store), 'episode')}, {plural(store.num_frames, 'frame')}")
     store.close()
     if not part.is_whole:
         print(f"when all {part.count} shards are done: worldvq data merge {out}")

@@ -11,7 +11,7 @@ from rich.table import Table
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.shards import shard_indexes
 from worldvq.data.tokens import TokenStore
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, plural
 from worldvq.types import ActionSpace
 
 SHEET_EPISODES, SHEET_FRAMES = 8, 12
@@ -54,7 +54,7 @@ def info(path: str | Path) -> Table:
         rows["tokens"] = f"{grid} a frame, {store.meta.num_codes} codes, tokenizer {store.meta.tokenizer_hash[:12]}"
     rows |= _episode_rows(store)
     if waiting := shard_indexes(store.path):
-        rows["not merged"] = f"{len(waiting)} shards: worldvq data merge {store.path}"
+        rows["not merged"] = f"{plural(len(waiting), 'shard')}: worldvq data merge {store.path}"
     for name, text in rows.items():
         table.add_row(name, text)
     return table
@@ -72,11 +72,11 @@ def _episode_rows(store: EpisodeStore | TokenStore) -> dict[str, str]:
         for name in ("terminated", "truncated", "interrupted")
     ]
     heldout = store.numbers("heldout")
-    heldout_frames = sum(store.entry(number).num_frames for number in heldout)
+    frames = sum(store.entry(number).num_frames for number in heldout)
     size = sum((store.path / entry.file).stat().st_size for entry in entries if (store.path / entry.file).is_file())
     rows = {
         "episodes": f"{len(entries)}: {', '.join(endings)}",
-        "held out": f"{len(heldout)} episodes, {heldout_frames:,} frames (every {store.heldout_every}th)",
+        "held out": f"{plural(len(heldout), 'episode')}, {plural(frames, 'frame')} (1 in {store.heldout_every})",
         "frames an episode": f"{min(lengths)} to {max(lengths)}, mean {np.mean(lengths):.1f}",
         "return": f"{min(returns):.3g} to {max(returns):.3g}, mean {np.mean(returns):.3g}",
         "on disk": f"{size / 2**20:.1f} MiB",

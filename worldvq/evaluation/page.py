@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from worldvq.errors import plural
 from worldvq.files.atomic import write_atomic
 from worldvq.media.pictures import rollout_frames, save_png, strip, write_video
 from worldvq.types import ActionSpace
@@ -80,8 +81,9 @@ def write_page(out: Path, report: dict[str, Any], rollouts: Rollouts) -> Path:
     source = string.Template((importlib.resources.files("worldvq.evaluation") / "report.html").read_text("utf-8"))
     page = source.substitute(
         title=html.escape(f"{report['env_id']}: imagined futures"),
-        subtitle=f"{report['num_clips']} held-out clips of {report['num_episodes']} episodes · "
-        f"{context} frames of context, {horizon} imagined · worldvq {html.escape(report['versions']['worldvq'])}",
+        subtitle=f"{plural(report['num_clips'], 'held-out clip')} of {plural(report['num_episodes'], 'episode')} · "
+        f"{plural(context, 'frame')} of context, {horizon} imagined · "
+        f"worldvq {html.escape(report['versions']['worldvq'])}",
         cards=_cards(report),
         video=f'<video controls autoplay loop muted playsinline src="{_embed(video, "video/mp4")}"></video>',
         strip=_embed(picture, "image/png"),

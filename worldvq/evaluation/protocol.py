@@ -29,7 +29,7 @@ import worldvq
 from worldvq.data.clips import heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.sharing import Processes
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, plural
 from worldvq.evaluation import metrics
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.evaluation.page import Rollouts, write_page
@@ -145,7 +145,9 @@ def _plan(world: WorldModel, store: EpisodeStore, config: EvaluateConfig) -> _Pl
         raise UsageError(f"{store.path} has {len(ids)} held-out window for evaluate.clips, two are needed: record more")
     notes = []
     if len(ids) < config.clips:
-        notes.append(f"the held-out episodes have {len(ids)} windows, evaluate.clips = {config.clips} were asked for")
+        notes.append(
+            f"the held-out episodes have {plural(len(ids), 'window')}, evaluate.clips = {config.clips} were asked for"
+        )
     horizons = sorted({1, math.ceil(config.horizon / 2), config.horizon})
     try:
         metrics.efflite0_features(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))

@@ -13,7 +13,7 @@ import torch
 import worldvq
 from worldvq.data.clips import RewardedClipSampler, heldout_clips, read_clips
 from worldvq.data.tokens import TokenMeta, TokenStore
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, plural
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.files.differences import require_same
 from worldvq.files.weights import hash_module
@@ -66,7 +66,7 @@ def train_dynamics(
     )
     joined = WorldModel(vqvae, model, _world_meta(store.meta, config.evaluate))
     height, width = vqvae.grid
-    summary = f"dynamics, {height * width} tokens a frame, clips of {training.clip_frames} frames"
+    summary = f"dynamics, {height * width} tokens a frame, clips of {plural(training.clip_frames, 'frame')}"
     picture = _imagined_strip(joined, store, config.evaluate, training, out)
     inputs = {**made, "action_space": store.action_space.to_json(), "tokens": store.fingerprint()}
     taken = functools.partial(claim, out, "dynamics", config.sections(DynamicsSections), inputs)
