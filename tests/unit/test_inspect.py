@@ -15,7 +15,8 @@ from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.data.inspect import info, open_store, preview
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import UsageError, plural
-from worldvq.media.pictures import probe_video
+from worldvq.media import tiles
+from worldvq.media.videos import decode_times, probe_video
 from worldvq.types import ActionSpace, Episode
 
 
@@ -82,6 +83,26 @@ def test_preview_draws_every_episode(dataset, tmp_path):
     for number in range(5):  # every episode's grey is somewhere on the sheet
         assert (picture == 40 * number).all(-1).sum() > 1000
     assert probe_video(video)[0] == 13  # the longest episode
+
+
+def test_preview_shows_actions_and_rewards_at_the_scale_asked_for(dataset, tmp_path, monkeypatch):
+    said, draw = [], tiles.text
+
+    def heard(words, *rest, **options):
+        said.append(words)
+        return draw(words, *rest, **options)
+
+    monkeypatch.setattr(tiles, "text", heard)
+    sheet, video = preview(dataset, tmp_path / "out", fps=4, scale=9)
+    # The first episode of frames 0 to 4, whose actions are left, right, left, right, each paid 0.5.
+    row = ["start", "episode 0", "reward 0.5, sum 0.5", "left", "frame 1", "reward 0.5, sum 1", "right", "frame 2"]
+    assert [words for words in said if words][: len(row)] == row
+    assert "episode 3 (held out), frame 10" in said and "reward 0.5, sum 5" in said
+    with Image.open(sheet) as image:
+        columns = (np.asarray(image) == 160).all(-1).sum(axis=1)  # the last episode, of 13 frames: 12 are drawn
+        assert columns.max() == 12 * 20 * 9 and (columns == 12 * 20 * 9).sum() == 16 * 9
+    times = decode_times(video).times
+    assert len(times) == 13 and times[1] - times[0] == pytest.approx(0.25)
 
 
 def test_preview_of_nothing(tmp_path):

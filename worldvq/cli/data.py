@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from worldvq.cli.options import parse_size
+from worldvq.cli.options import ScaleOption, parse_size
 from worldvq.errors import RunError, UsageError, plural
 
 app = typer.Typer()
@@ -63,11 +63,13 @@ def merge_command(
 def preview_command(
     data: Annotated[Path, typer.Argument(help="Folder of a dataset.")],
     out: Annotated[Path | None, typer.Option(help="Where the pictures go. [default: DATA-preview]")] = None,
+    fps: Annotated[float, typer.Option(min=0.1, help="Frames a second of the video.")] = 15,
+    scale: ScaleOption = None,
 ) -> None:
-    """Draw a contact sheet (PNG) and a video of a few episodes."""
+    """Draw a contact sheet (PNG) and a video of a few episodes, under each frame what led to it: action and reward."""
     from worldvq.data.inspect import preview
 
-    for path in preview(data, out or data.with_name(data.name + "-preview")):
+    for path in preview(data, out or data.with_name(data.name + "-preview"), fps, scale):
         print(path)
 
 

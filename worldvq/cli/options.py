@@ -19,6 +19,12 @@ TemperatureOption = Annotated[
     float | None, typer.Option(min=0, help="0 takes the most probable token. Default: as the world's config says.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+ScaleOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Pixels of the picture a pixel of a frame. Default: as is legible, 3 for 64x64 in videos."
+    ),
+]
 
 
 def runs(config: str) -> Path:

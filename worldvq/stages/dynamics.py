@@ -17,7 +17,8 @@ from worldvq.errors import UsageError, plural
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.files.differences import require_same
 from worldvq.files.weights import hash_module
-from worldvq.media.pictures import grid, save_png
+from worldvq.media.pictures import save_png
+from worldvq.media.tiles import grid
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.losses import dynamics_loss
