@@ -31,7 +31,8 @@ def record_command(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="random, held (random, each action kept a while), module:function, ./file.py:function or an SB3 zip."
+            help="random, held (random, each action kept a while, as long as frames change), module:function, "
+            "./file.py:function or an SB3 zip."
         ),
     ] = None,
     size: Annotated[

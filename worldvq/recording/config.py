@@ -15,10 +15,10 @@ class RecordConfig(Config):
     """Stop after this many episodes; overrides ``frames``."""
     workers: PositiveInt = 2
     policy: str = "held"
-    """``random``, ``held`` (random, each action kept for a while), ``module:function``, ``./file.py:function`` or
-    a path to a SB3 zip."""
+    """``random``, ``held`` (random, each action kept for a while, as long as frames change), ``module:function``,
+    ``./file.py:function`` or a path to a SB3 zip."""
     hold: PositiveInt = 8
-    """Longest number of steps for which ``held`` keeps an action."""
+    """Longest number of steps for which ``held`` keeps an action; one that changes nothing it drops at once."""
     seed: NonNegativeInt = 0
     heldout_every: PositiveInt = 10
     """Episode n is held out when n % heldout_every == heldout_every - 1. A dataset that is there may be given another

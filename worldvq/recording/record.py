@@ -104,7 +104,8 @@ def _describe(env: EnvConfig, config: RecordConfig, action_space: ActionSpace) -
         action_space=action_space.to_json(),
         frame_size=env.size,
         seed=config.seed,
-        policy=config.policy if config.policy != "held" else f"held {config.hold}",
+        # The name says how: what the older `held N` recorded, which dropped no action, is not continued by this one.
+        policy=config.policy if config.policy != "held" else f"held {config.hold} while frames change",
         heldout_every=config.heldout_every,
         compression=config.compression,
         versions={"python": platform.python_version(), **{name: metadata.version(name) for name in names}},
@@ -121,8 +122,8 @@ def settings_of(out: Path) -> tuple[EnvConfig, RecordConfig]:
     """
     meta = EpisodeStore.open(out).meta
     _refuse_videos(meta.env, out)
-    policy, _, hold = meta.policy.partition(" ")
-    kept = {"policy": policy, "hold": hold} if policy == "held" and hold else {"policy": meta.policy}
+    policy, *words = meta.policy.split(" ")
+    kept = {"policy": policy, "hold": words[0]} if policy == "held" and words else {"policy": meta.policy}
     kept |= {"seed": meta.seed, "heldout_every": meta.heldout_every, "compression": meta.compression}
     return meta.env, build(RecordConfig, kept, str(out / EpisodeStore.meta_file))
 
