@@ -166,7 +166,8 @@ class Store(Generic[M]):
 
     def __repr__(self) -> str:
         """Show where and how much."""
-        return f"{type(self).__name__}({str(self.path)!r}, {len(self)} episodes, {self.num_frames} frames)"
+        held = f"{plural(len(self), 'episode')}, {plural(self.num_frames, 'frame')}"
+        return f"{type(self).__name__}({str(self.path)!r}, {held})"
 
     @property
     def entries(self) -> list[IndexEntry]:

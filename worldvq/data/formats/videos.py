@@ -294,5 +294,5 @@ def _say_actions(table: ActionTable, space: ActionSpace, steps: dict[str, Steps]
         what = names or f"choices of {' x '.join(map(str, space.nvec))}"
     print(f"actions of {table.source}: {space.kind} ({what}{parts})", flush=True)
     if dropped := [name for name, part in steps.items() if part.dropped]:
-        where = f"{len(dropped)} of {len(steps)} videos"
+        where = f"{len(dropped)} of {plural(len(steps), 'video')}"
         print(f"as many actions as frames in {where}: the last action, which leads nowhere, is left out", flush=True)
