@@ -26,7 +26,8 @@ from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.evaluation.metrics import psnr, squared_error, ssim
 from worldvq.files.atomic import write_atomic
-from worldvq.media.pictures import BACKGROUND, draw_label, grid, save_png
+from worldvq.media.pictures import save_png
+from worldvq.media.tiles import BACKGROUND, draw_label, grid
 from worldvq.models.losses import tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig

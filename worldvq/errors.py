@@ -1,4 +1,4 @@
-"""The ways in which a run ends early, and the exit codes that go with them."""
+"""The ways in which a run ends early, the exit codes that go with them, and the words that messages share."""
 
 from __future__ import annotations
 
@@ -45,3 +45,8 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the option nearest to ``word``, or ``""``."""
     near = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def plural(count: int, what: str) -> str:
+    """Return ``"1 episode"``, ``"0 episodes"``, ``"12,000 episodes"``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -84,18 +84,21 @@ class ActionSpace:
 
     def label(self, action: Any) -> str:
         """Short text for one stored action, to draw on a frame."""
+        return "".join(self.label_parts(action))
+
+    def label_parts(self, action: Any) -> list[str]:
+        """Return what :meth:`label` joins: between these a line may be broken, and not between a name and its value."""
         if self.kind == "discrete":
             index = int(action)
-            return self.names[index] if self.names else str(index)
+            return [self.names[index] if self.names else str(index)]
         values = np.asarray(action).reshape(-1)
         if self.kind == "multi_discrete" and self.names and set(self.nvec) == {2}:  # buttons
-            return "+".join(name for name, value in zip(self.names, values, strict=True) if value) or "none"
-        texts = [str(int(value)) if self.kind == "multi_discrete" else f"{float(value):+.2f}" for value in values]
-        return (
-            " ".join(f"{name} {text}" for name, text in zip(self.names, texts, strict=True))
-            if self.names
-            else " ".join(texts)
-        )
+            parts, between = [name for name, value in zip(self.names, values, strict=True) if value] or ["none"], "+"
+        else:
+            numbers = (str(int(value)) if self.kind == "multi_discrete" else f"{float(value):+.2f}" for value in values)
+            names = [f"{name} " for name in self.names] or [""] * len(values)
+            parts, between = [name + number for name, number in zip(names, numbers, strict=True)], " "
+        return [*(part + between for part in parts[:-1]), parts[-1]]
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON types; infinite bounds become the strings "inf" and "-inf"."""

@@ -210,7 +210,7 @@ def test_verify_names_a_broken_file(verbs, tmp_path, name):
     path.write_bytes(content)
     result = run("data", "verify", copy)
     assert result.returncode == 1 and str(path) in result.stdout
-    assert result.stderr == f"worldvq: error: {copy}: 1 of 7 episodes are broken\n"
+    assert result.stderr == f"worldvq: error: {copy}: 1 of 7 episodes broken\n"
 
 
 def test_sides_that_the_help_promises_are_recorded(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.episodes import write
 
-from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
+from worldvq.data.clips import ClipSampler, heldout_clips, read_clips, spread_by_change
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import CorruptFileError, UsageError
@@ -189,7 +189,7 @@ def test_heldout_windows_spread_over_episodes(tmp_path):
 
 def test_what_cannot_be_drawn_is_said(tmp_path):
     store = make_store(tmp_path / "d", [30, 12], heldout_every=2)
-    with pytest.raises(UsageError, match=r"has 16 frames, the longest \(episode 1\) has 12: set evaluate"):
+    with pytest.raises(UsageError, match=r"has 16 frames, the longest \(episode 1\) has 12: set context"):
         heldout_clips(store, 4, 16)
     with pytest.raises(UsageError, match="no held-out episodes"):
         heldout_clips(make_store(tmp_path / "e", [30]), 4, 4)
@@ -202,3 +202,18 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
     (store.path / store.entries[0].file).unlink()
     with pytest.raises(CorruptFileError, match="000000"):
         ClipSampler(EpisodeStore.open(store.path), "train", 4, 4, 0).batch(0)
+
+
+def test_clips_that_are_shown_are_spread_over_how_much_changes(tmp_path):
+    """Of eight clips, the upper ones of the four pairs of neighbours in how much they change, whatever their order."""
+    steps = [3, 0, 7, 1, 6, 2, 5, 4]  # how much the frames of an episode change at every step
+    episodes = []
+    for step in steps:
+        frames = (100 + step * (np.arange(6) % 2))[:, None, None, None] * np.ones((1, 4, 4, 3))
+        episodes.append(Episode(frames.astype(np.uint8), np.zeros(5, np.int64), np.zeros(5, np.float32), False, True))
+    store = write(tmp_path / "d", ActionSpace("discrete", (2,)), episodes)
+    ids = np.array([(number, 1) for number in range(8)])
+    assert [steps[row] for row in spread_by_change(store, ids, 5, 4)] == [7, 5, 3, 1]
+    assert [steps[row] for row in spread_by_change(store, ids, 5, 1)] == [4]
+    assert [steps[row] for row in spread_by_change(store, ids, 5, 99)] == [7, 6, 5, 4, 3, 2, 1, 0]
+    assert spread_by_change(store, ids, 1, 2).tolist() == [1, 5]  # nothing can change: spread over the clips

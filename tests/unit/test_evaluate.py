@@ -1,5 +1,6 @@
 """The protocol on a toy world in which every number is known."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from support.episodes import write
 from worldvq.data.clips import heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import UsageError
-from worldvq.evaluation import metrics
+from worldvq.evaluation import metrics, protocol
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.evaluation.protocol import _derangement, evaluate
 from worldvq.evaluation.summary import YARDSTICKS
@@ -180,6 +181,28 @@ def test_page_holds_everything_and_loads_nothing(result):
     assert page.count("data:image/png;base64,") >= 4 and "data:video/mp4;base64," in page
     assert "http" not in page and "$" not in page
     assert "Toy-v0" in page
+
+
+def test_what_is_shown_is_spread_over_how_much_changes_and_no_number_depends_on_it(tmp_path, result, monkeypatch):
+    data, out, report = result
+    drawn = []
+    monkeypatch.setattr(protocol, "write_page", lambda out, report, rollouts: drawn.append(rollouts))
+    again = evaluate(ToyWorld(), data, tmp_path / "out", CONFIG, progress=False)  # type: ignore[arg-type]
+    timings = ("seconds", "imagined_frames_per_second")
+    assert {k: v for k, v in again.items() if k not in timings} == {k: report[k] for k in report if k not in timings}
+    clip = clips(data)
+    frames = clip.frames.numpy()
+    changes = [np.mean([np.abs(a.astype(float) - b).sum() for a, b in itertools.pairwise(one)]) for one in frames]
+    order = sorted(range(10), key=lambda row: -changes[row])
+    assert len(set(changes)) > 4
+    rows = [order[i] for i in (0, 3, 5, 8)]  # of ten clips, the middles of the quarters 0-2.5, 2.5-5, 5-7.5, 7.5-10
+    (rollouts,) = drawn
+    np.testing.assert_array_equal(rollouts.real, frames[rows])
+    np.testing.assert_array_equal(rollouts.actions, clip.actions.numpy()[rows])
+    steps = (rollouts.actions[:, 1:-1] - 1).cumsum(1)
+    lights = rollouts.real[..., 0, :, 2].argmax(-1)
+    np.testing.assert_array_equal(rollouts.imagined[..., 0, :, 2].argmax(-1), (lights[:, 1:2] + steps) % SIZE)
+    assert "ordered by how much" in (out / "index.html").read_text()
 
 
 def test_without_the_extra_the_distance_is_null_with_a_note(tmp_path, result, monkeypatch):

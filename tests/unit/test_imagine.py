@@ -11,9 +11,9 @@ from PIL import Image
 from support.episodes import write
 from support.tokenizers import tokenizer_config
 
-from worldvq.data.clips import heldout_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import CorruptFileError, RunError, UsageError
+from worldvq.media.videos import decode_times
 from worldvq.models.config import DynamicsConfig, PriorConfig
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.tokenizer import Tokenizer
@@ -199,6 +199,10 @@ def decode(path):
     )
 
 
+def window(store, number, start):
+    return store.read(number).frames[start : start + CONTEXT + FRAMES].astype(float)
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webm"])
 @pytest.mark.parametrize("actions", ["recorded", "turn_right", "a.json"])
 def test_a_rollout_holds_exactly_the_frames_asked_for(folders, tmp_path, suffix, actions):
@@ -217,19 +221,35 @@ def test_a_rollout_holds_exactly_the_frames_asked_for(folders, tmp_path, suffix,
 
 def test_chosen_actions_need_no_more_than_a_context(folders, tmp_path):
     assert len(decode(run(folders, tmp_path / "long.mp4", "0", context=6, frames=20, clips=1)[0])) == 26
-    with pytest.raises(UsageError, match=r"no held-out episode has 26 frames.* 9"):
+    with pytest.raises(
+        UsageError, match=r"no held-out episode has 26 frames.* 9: set --context \+ --frames to at most"
+    ):
         run(folders, tmp_path / "never.mp4", "recorded", context=6, frames=20)
+    with pytest.raises(UsageError, match=r"no held-out episode has 10 frames.* 9: set --context to at most that"):
+        run(folders, tmp_path / "never.mp4", "0", context=10)
     assert not (tmp_path / "never.mp4").exists()
+
+
+def test_frames_a_second_and_scale_are_as_asked_for(folders, tmp_path):
+    out = tmp_path / "slow.mp4"
+    arguments = folders / "world", folders / "data", out, CONTEXT, FRAMES, "recorded", 1, 0, {}, "cpu"
+    imagine(*arguments, fps=2, scale=8)
+    decoded = decode_times(out)
+    assert np.diff(decoded.times) == pytest.approx(0.5) and decoded.size[1] > 3 * SIZE * 8
+    imagine(*arguments, fps=2, scale=16)
+    assert decode_times(out).size[1] - decoded.size[1] == 3 * SIZE * 8
 
 
 def test_the_rollout_is_of_the_heldout_clips(folders, tmp_path, monkeypatch):
     shown = {}
     monkeypatch.setattr("worldvq.stages.imagine.save_rollout", lambda *given: shown.update(enumerate(given)) or ())
     run(folders, tmp_path / "rollout.mp4")
-    real, taken = shown[1], shown[4]
+    real, taken, length = shown[1], shown[4], CONTEXT + FRAMES
     with EpisodeStore.open(folders / "data") as store:
-        for row, (number, start) in enumerate(heldout_clips(store, 2, CONTEXT + FRAMES, 0).tolist()):
-            assert number % 2 == 1
+        every = [(number, start) for number in (1, 3) for start in range(9 - length + 1)]  # episodes of 9 frames
+        every.sort(key=lambda clip: -np.abs(np.diff(window(store, *clip), axis=0)).mean())
+        assert len(every) == 6
+        for row, (number, start) in enumerate((every[1], every[4])):  # the middles of the halves
             episode = store.read(number)
             assert np.array_equal(real[row], episode.frames[start : start + CONTEXT + FRAMES])
             assert np.array_equal(taken[row], episode.actions[start : start + CONTEXT + FRAMES - 1])

@@ -14,8 +14,9 @@ from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.data.inspect import info, open_store, preview
 from worldvq.data.tokens import TokenMeta, TokenStore
-from worldvq.errors import UsageError
-from worldvq.media.pictures import probe_video
+from worldvq.errors import UsageError, plural
+from worldvq.media import tiles
+from worldvq.media.videos import decode_times, probe_video
 from worldvq.types import ActionSpace, Episode
 
 
@@ -45,7 +46,7 @@ def test_info_of_a_dataset(dataset):
         "45 of 16x20",
         "held, seed 11",
         "5: 1 terminated, 4 truncated, 0 interrupted",
-        "1 episodes, 11 frames (every 4th)",
+        "1 episode, 11 frames (1 in 4)",
         "5 to 13, mean 9.0",
         "2 to 6, mean 4",
         "left 50.0%, right 50.0%",
@@ -84,6 +85,26 @@ def test_preview_draws_every_episode(dataset, tmp_path):
     assert probe_video(video)[0] == 13  # the longest episode
 
 
+def test_preview_shows_actions_and_rewards_at_the_scale_asked_for(dataset, tmp_path, monkeypatch):
+    said, draw = [], tiles.text
+
+    def heard(words, *rest, **options):
+        said.append(words)
+        return draw(words, *rest, **options)
+
+    monkeypatch.setattr(tiles, "text", heard)
+    sheet, video = preview(dataset, tmp_path / "out", fps=4, scale=9)
+    # The first episode of frames 0 to 4, whose actions are left, right, left, right, each paid 0.5.
+    row = ["start", "episode 0", "reward 0.5, sum 0.5", "left", "frame 1", "reward 0.5, sum 1", "right", "frame 2"]
+    assert [words for words in said if words][: len(row)] == row
+    assert "episode 3 (held out), frame 10" in said and "reward 0.5, sum 5" in said
+    with Image.open(sheet) as image:
+        columns = (np.asarray(image) == 160).all(-1).sum(axis=1)  # the last episode, of 13 frames: 12 are drawn
+        assert columns.max() == 12 * 20 * 9 and (columns == 12 * 20 * 9).sum() == 16 * 9
+    times = decode_times(video).times
+    assert len(times) == 13 and times[1] - times[0] == pytest.approx(0.25)
+
+
 def test_preview_of_nothing(tmp_path):
     with pytest.raises(UsageError, match="worldvq record"):
         preview(tmp_path / "missing", tmp_path / "out")
@@ -93,3 +114,7 @@ def test_preview_of_nothing(tmp_path):
     EpisodeStore.create(tmp_path / "d", meta).close()
     with pytest.raises(UsageError, match="no episodes yet"):
         preview(tmp_path / "d", tmp_path / "out")
+
+
+def test_counts_are_in_words_that_fit():
+    assert [plural(n, "frame") for n in (0, 1, 2, 1234)] == ["0 frames", "1 frame", "2 frames", "1,234 frames"]

@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.toy_env import ACTIONS, ID, SIZE, UNSTORABLE, check_alignment
 from worldvq_envs.adapters import make_stream
 
@@ -18,8 +15,7 @@ from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import RunError, UsageError
 from worldvq.recording.config import RecordConfig
-from worldvq.recording.policies import check_action, make_policy, random_action
-from worldvq.recording.record import episode_seed, play
+from worldvq.recording.record import episode_seed, play, settings_of
 from worldvq.stages.record import record
 from worldvq.types import ActionSpace
 
@@ -147,7 +143,7 @@ def test_held_out_episodes_are_fixed_by_their_number(reference):
     ("env", "changes", "words"),
     [
         ({"length": 11, "jitter": 20}, {}, "env.kwargs.length: the dataset has 10, you ask for 11"),
-        ({"length": 10, "jitter": 20}, {"policy": "random"}, "policy: the dataset has 'held 8', you ask for 'random'"),
+        ({"length": 10, "jitter": 20}, {"policy": "random"}, "'held 8 while frames change', you ask for 'random'"),
         (
             {"length": 10, "jitter": 20, "action": "box"},
             {},
@@ -175,6 +171,16 @@ def test_the_last_episode_is_cut_where_the_frames_are_reached_and_workers_close_
     assert begun == closed and len(begun) == 1  # the worker that looked first went on to play
     again = run(tmp_path / "d", env, frames=33, policy="support.toy_env:always_two")
     assert len(again) == 4
+
+
+def test_a_dataset_of_the_older_held_is_not_continued_by_another(reference, tmp_path):
+    meta = reference.meta.model_copy(update={"policy": "held 8"})
+    EpisodeStore.create(tmp_path / "d", meta).close()
+    env, config = settings_of(tmp_path / "d")
+    newer = settings_of(reference.path)[1]
+    assert (config.policy, config.hold) == (newer.policy, newer.hold) == ("held", 8)
+    with pytest.raises(UsageError, match="the dataset has 'held 8', you ask for 'held 8 while frames change'"):
+        run(tmp_path / "d", env, **config.model_dump(include={"policy", "hold", "seed", "heldout_every"}), episodes=1)
 
 
 # ------------------------------------------------------------------------------------------------ failures
@@ -226,51 +232,3 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path, env, changes, words):
         run(tmp_path / "d", env, **{"episodes": 2, **changes})
     assert words in str(info.value) and "\n" not in str(info.value)
     assert not list(tmp_path.iterdir())
-
-
-# ------------------------------------------------------------------------------------------------ policies
-
-
-def test_held_actions_last_from_one_to_hold_steps():
-    stream = SimpleNamespace(action_space=ActionSpace("box", low=(0,), high=(1,)))  # no value is drawn twice
-    policy = make_policy(RecordConfig(policy="held", hold=5), stream, seed=0)
-    values = np.array([policy(None).item() for _ in range(5000)])
-    lengths = np.diff(np.flatnonzero(np.diff(values, prepend=-1)))
-    counts = np.bincount(lengths)
-    assert len(counts) == 6 and counts[0] == 0
-    assert counts[1:].min() > 0.8 * len(lengths) / 5  # each length as often as any other
-
-
-def test_random_choices_are_even():
-    policy = make_policy(RecordConfig(policy="random"), SimpleNamespace(action_space=ActionSpace("discrete", (4,))), 0)
-    counts = np.bincount([int(policy(None)) for _ in range(4000)])
-    assert len(counts) == 4 and counts.min() > 900
-
-
-bounds = st.floats(-1e3, 1e3, width=32).map(lambda x: x + 0.0)  # no -0.0, which NumPy takes for less than 0.0
-
-
-@given(st.lists(st.tuples(bounds | st.just(-np.inf), bounds | st.just(np.inf)), min_size=1), st.integers(0, 99))
-def test_random_box_actions_stay_within_the_bounds(pairs, seed):
-    low, high = (tuple(side) for side in zip(*[sorted(pair) for pair in pairs], strict=True))
-    space = ActionSpace("box", low=low, high=high)
-    action = check_action(space, random_action(space, np.random.default_rng(seed)))
-    assert action.dtype == np.float32 and (np.float32(low) <= action).all() and (action <= np.float32(high)).all()
-
-
-@pytest.mark.parametrize("action", [5, -1, 2.0, None, [1], np.array([1, 2])])
-def test_what_is_no_discrete_action_is_refused(action):
-    with pytest.raises(UsageError, match=r"the policy returned .*no action of discrete \(5,\)"):
-        check_action(ActionSpace("discrete", (5,)), action)
-
-
-@settings(max_examples=50)
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.data())
-def test_multi_discrete_actions_are_taken_exactly_if_they_exist(nvec, data):
-    space = ActionSpace("multi_discrete", tuple(nvec))
-    action = data.draw(st.lists(st.integers(-1, 6), min_size=len(nvec), max_size=len(nvec)))
-    if all(0 <= value < n for value, n in zip(action, nvec, strict=True)):
-        assert check_action(space, action).tolist() == action
-    else:
-        with pytest.raises(UsageError):
-            check_action(space, action)

@@ -1,5 +1,6 @@
 """Videos hold exactly the frames that were given, or nothing; pictures are drawn where they should be."""
 
+import re
 import resource
 import stat
 import subprocess
@@ -11,8 +12,8 @@ import pytest
 from PIL import Image
 
 from worldvq.errors import RunError, UsageError
-from worldvq.media import pictures
-from worldvq.media.videos import probe_video, write_video
+from worldvq.media import pictures, tiles
+from worldvq.media.videos import VIDEO_SUFFIXES, probe_video, write_video
 from worldvq.types import ActionSpace
 
 FORWARD_TURN = ActionSpace("discrete", nvec=(2,), names=("forward", "turn"))
@@ -32,7 +33,7 @@ def decode(path, height: int, width: int) -> np.ndarray:
     return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
 
 
-@pytest.mark.parametrize("suffix", pictures.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
 @pytest.mark.parametrize(("num_frames", "height", "width"), [(1, 64, 64), (2, 33, 47), (17, 48, 31), (61, 16, 16)])
 def test_frame_count_and_size_are_exact(tmp_path, suffix, num_frames, height, width):
     path = tmp_path / "new" / f"clip{suffix}"
@@ -43,7 +44,7 @@ def test_frame_count_and_size_are_exact(tmp_path, suffix, num_frames, height, wi
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("suffix", pictures.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
 def test_still_frames_are_kept(tmp_path, suffix):
     path = write_video(tmp_path / f"still{suffix}", [moving_square(1, 32, 32)[0]] * 9, fps=10)
     assert probe_video(path)[0] == 9
@@ -57,7 +58,7 @@ def test_still_frames_are_kept(tmp_path, suffix):
         assert sum(durations) == 900
 
 
-@pytest.mark.parametrize("suffix", pictures.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
 def test_colours_and_order_survive(tmp_path, suffix):
     frames = moving_square(12, 64, 64)
     path = write_video(tmp_path / f"clip{suffix}", frames, scale=2)
@@ -99,7 +100,7 @@ def test_folder_that_cannot_be_made_fails(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
-@pytest.mark.parametrize("suffix", pictures.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
 def test_full_disk_fails_and_leaves_nothing(tmp_path, suffix):
     frames = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -151,27 +152,28 @@ def rollout(num_clips=2, num_frames=7, context=3):
 
 def test_label_stands_above_the_frame():
     frame = moving_square(1, 32, 64)[0]
-    labelled = pictures.draw_label(frame, "turn")
+    labelled = tiles.draw_label(frame, "turn")
     np.testing.assert_array_equal(labelled[-32:], frame)
     assert labelled[:-32].max() > 150  # there is text
 
 
 def test_grid_places_and_enlarges():
     frames = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3)
-    picture = pictures.grid(frames, gap=1, scale=2)
+    picture = tiles.grid(frames, gap=1, scale=2)
     assert picture.shape == (2 * 8 + 3, 3 * 8 + 4, 3)
     np.testing.assert_array_equal(picture[10:18:2, 19:27:2], frames[1, 2])
+
+
+def shows(frame, picture):
+    windows = np.lib.stride_tricks.sliding_window_view(frame, picture.shape)[:, :, 0]
+    return bool((windows == picture).all(axis=(-1, -2, -3)).any())
 
 
 def test_rollout_frames_show_every_picture():
     arguments = rollout()
     real, rebuilt, imagined, *_ = arguments
-    frames = list(pictures.rollout_frames(*arguments, side=32))
+    frames = list(pictures.rollout_frames(*arguments, scale=1))
     assert len(frames) == 7 and len({frame.shape for frame in frames}) == 1
-
-    def shows(frame, picture):
-        windows = np.lib.stride_tricks.sliding_window_view(frame, picture.shape)[:, :, 0]
-        return bool((windows == picture).all(axis=(-1, -2, -3)).any())
 
     for t in (0, 2, 3, 6):
         assert shows(frames[t], real[1, t]) and shows(frames[t], rebuilt[1, t])
@@ -184,9 +186,54 @@ def test_rollout_frames_show_every_picture():
 
 def test_labels_name_the_action_into_the_frame():
     space, actions = FORWARD_TURN, np.array([1, 0, 1])
-    assert pictures._action_names(actions, space, 4) == ["start", "turn", "forward", "turn"]
-    numbered = ActionSpace("discrete", nvec=(2,))
-    assert pictures._action_names(actions, numbered, 2) == ["start", "action 1"]
+    assert [tiles.action_label(actions, space, t) for t in range(4)] == [["start"], ["turn"], ["forward"], ["turn"]]
+    assert tiles.action_label(actions, ActionSpace("discrete", nvec=(2,)), 1) == ["action 1"]
+
+
+def test_long_actions_are_broken_between_their_parts_and_all_there():
+    """Between name and value no line ends, and no line is wider than the frame."""
+    names = ("steering wheel", "gas", "brake", "look_up", "look_right", "jump")
+    space = ActionSpace("box", low=(-1.0,) * 6, high=(1.0,) * 6, names=names)
+    lines = tiles.wrap(space.label_parts(np.linspace(-1, 1, 6)), 150)
+    assert " ".join(lines) == space.label(np.linspace(-1, 1, 6)) and 2 < len(lines) <= tiles.MAX_LINES
+    assert all(re.fullmatch(r"(.*?[+-]\d\.\d\d( |$))+", line) for line in lines), lines
+    buttons = ActionSpace("multi_discrete", nvec=(2,) * 6, names=names)
+    assert "".join(tiles.wrap(buttons.label_parts([1, 1, 0, 1, 1, 1]), 90)) == buttons.label([1, 1, 0, 1, 1, 1])
+    drawn = tiles.caption(space.label_parts(np.linspace(-1, 1, 6)), 150, len(lines))
+    assert drawn.shape == (len(lines) * tiles.LINE, 150, 3)
+    heights = drawn.reshape(len(lines), tiles.LINE, 150, 3).max(axis=(1, 2, 3))
+    assert (heights > 150).all()  # text in each
+    np.testing.assert_array_equal(drawn[:, :2], np.broadcast_to(tiles.BACKGROUND, drawn[:, :2].shape))
+    assert len(tiles.wrap(["+0.12 "] * 500, 150)) == tiles.MAX_LINES
+
+
+@pytest.mark.parametrize("num_clips", [1, 2, 4, 5])
+def test_what_nothing_real_follows_stands_alone(num_clips):
+    """No place is kept for what is not there: under chosen actions two thirds of every frame were black."""
+    _, rebuilt, imagined, actions, space, context = rollout(num_clips)
+    frames = list(pictures.rollout_frames(None, rebuilt[:, :context], imagined, actions, space, context, scale=4))
+    assert len(frames) == 7 and len({frame.shape for frame in frames}) == 1
+    for t, frame in enumerate(frames):
+        expected = (rebuilt if t < context else imagined)[-1, t if t < context else t - context]
+        assert shows(frame, expected.repeat(4, 0).repeat(4, 1))
+        covered = num_clips * (4 * 32) ** 2 / (frame.shape[0] * frame.shape[1])
+        assert covered > (0.5 if num_clips != 5 else 0.45), covered
+        assert not (frame == 0).all(-1).any()
+    picture = pictures.strip(None, rebuilt[0, :context], imagined[0], actions[0], space, context)
+    assert shows(picture, imagined[0, -1].repeat(4, 0).repeat(4, 1))
+    assert picture.shape[0] < 2 * 4 * 32 < pictures.strip(*(a[0] for a in rollout()[:4]), space, context).shape[0]
+    with pytest.raises(UsageError, match="do not fit"):
+        next(pictures.rollout_frames(None, rebuilt, imagined, actions, space, context))
+
+
+def test_scale_is_whole_and_else_frames_are_legible():
+    """A frame of 48x64 is drawn three times as large, as one of 64x64 is."""
+    real = np.zeros((1, 3, 48, 64, 3), np.uint8) + np.arange(64, dtype=np.uint8)[:, None]
+    arguments = real, real, real[:, 2:], np.zeros((1, 3), np.int64), FORWARD_TURN, 2
+    for scale, drawn in ((None, 3), (1, 1), (5, 5)):
+        first = next(pictures.rollout_frames(*arguments, scale=scale))
+        assert shows(first, real[0, 0].repeat(drawn, 0).repeat(drawn, 1))
+        assert not shows(first, real[0, 0].repeat(drawn + 1, 0).repeat(drawn + 1, 1)[: drawn * 48])
 
 
 def test_rollout_of_wrong_lengths_is_refused():
@@ -197,9 +244,9 @@ def test_rollout_of_wrong_lengths_is_refused():
         next(pictures.rollout_frames(real, rebuilt, imagined, actions[:, :5], space, context))
 
 
-@pytest.mark.parametrize("suffix", pictures.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
 def test_save_rollout_writes_video_and_strip(tmp_path, suffix):
-    video, picture = pictures.save_rollout(tmp_path / f"dream{suffix}", *rollout(), side=48)
+    video, picture = pictures.save_rollout(tmp_path / f"dream{suffix}", *rollout(), scale=2)
     assert probe_video(video)[0] == 7
     with Image.open(picture) as image:
         assert image.width > image.height

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from worldvq.cli.options import parse_size
-from worldvq.errors import RunError, UsageError
+from worldvq.cli.options import ScaleOption, parse_size
+from worldvq.errors import RunError, UsageError, plural
 
 app = typer.Typer()
 data_app = typer.Typer(help="Look at a dataset, check it, draw it, make one of videos.", no_args_is_help=True)
@@ -36,8 +36,8 @@ def verify_command(data: Annotated[Path, typer.Argument(help="Folder of a datase
     for problem in problems:
         print(problem)
     if problems:
-        raise RunError(f"{data}: {len(problems)} of {len(store.entries)} episodes are broken")
-    print(f"{data}: {len(store.entries)} episodes, all as committed")
+        raise RunError(f"{data}: {len(problems)} of {plural(len(store), 'episode')} broken")
+    print(f"{data}: {plural(len(store), 'episode')}, all as committed")
 
 
 @data_app.command("merge")
@@ -53,7 +53,8 @@ def merge_command(
 
     count = merge_shards(data)
     with open_store(data) as store:
-        print(f"{data}: {count} shards merged, {len(store)} episodes, {store.num_frames} frames")
+        merged = ", ".join([plural(len(store), "episode"), plural(store.num_frames, "frame")])
+        print(f"{data}: {plural(count, 'shard')} merged, {merged}")
         if problem := store.split_problem():
             print(f"warning: {problem}")
 
@@ -62,14 +63,16 @@ def merge_command(
 def preview_command(
     data: Annotated[Path, typer.Argument(help="Folder of a dataset.")],
     out: Annotated[Path | None, typer.Option(help="Where the pictures go. Default: DATA-preview.")] = None,
+    fps: Annotated[float, typer.Option(min=0.1, help="Frames a second of the video.")] = 15,
+    scale: ScaleOption = None,
 ) -> None:
-    """Draw a contact sheet (PNG) and a video of a few episodes.
+    """Draw a contact sheet (PNG) and a video of a few episodes, under each frame what led to it: action and reward.
 
     Example: worldvq data preview runs/car/data
     """
     from worldvq.data.inspect import preview
 
-    for path in preview(data, out or data.with_name(data.name + "-preview")):
+    for path in preview(data, out or data.with_name(data.name + "-preview"), fps, scale):
         print(path)
 
 
@@ -126,8 +129,8 @@ def import_videos_command(
         compression=RecordConfig().compression,
     )
     with store:
-        heldout, plural = store.numbers("heldout"), "s" if len(store) > 1 else ""
-        print(f"{out}: {len(store)} episode{plural}, {store.num_frames} frames, {len(heldout)} held out")
+        heldout, frames = store.numbers("heldout"), plural(store.num_frames, "frame")
+        print(f"{out}: {plural(len(store), 'episode')}, {frames}, {len(heldout)} held out")
         if not heldout and len(store) > 1:
             print(f"nothing is held out to evaluate on: --heldout-every {len(store)} holds out one episode")
 
@@ -146,7 +149,7 @@ def export_command(
     from worldvq.data.formats.exported import TABLE, export_videos
 
     count = len(export_videos(data, out, fps, scale))
-    print(f"{out}: {count} video{'s' if count > 1 else ''} and {TABLE}")
+    print(f"{out}: {plural(count, 'video')} and {TABLE}")
     print(f"as a dataset again: worldvq data import videos {out} --out DIR")
 
 

@@ -9,7 +9,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from worldvq.cli.options import ConfigOption, DeviceOption, Overrides, TemperatureOption, TopKOption, TopPOption
+from worldvq.cli.options import (
+    ConfigOption,
+    DeviceOption,
+    Overrides,
+    ScaleOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
+from worldvq.errors import plural
 
 app = typer.Typer()
 
@@ -21,19 +30,24 @@ def imagine_command(
     out: Annotated[Path, typer.Option(help="rollout.mp4, .gif or .webm; a PNG strip is written beside it.")] = Path(
         "rollout.mp4"
     ),
-    context: Annotated[int, typer.Option(min=1, help="Real frames at the start.")] = 6,
-    frames: Annotated[int, typer.Option(min=1, help="Imagined frames.")] = 10,
+    context: Annotated[int, typer.Option(min=1, help="Real frames that the model is given at the start.")] = 6,
+    frames: Annotated[int, typer.Option(min=1, help="Frames to imagine after them.")] = 10,
     actions: Annotated[
         str,
         typer.Option(
             help="recorded, paper (all forward / all right), an action's name or number, or a .npy/.json file."
         ),
     ] = "recorded",
-    clips: Annotated[int, typer.Option(min=1, help="Contexts, one row each.")] = 4,
+    clips: Annotated[
+        int,
+        typer.Option(min=1, help="Contexts, spread from those in which much changes to those in which little does."),
+    ] = 4,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the contexts and of the sampling.")] = 0,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    fps: Annotated[float, typer.Option(min=0.1, help="Frames a second of the video.")] = 6,
+    scale: ScaleOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Imagine what follows held-out contexts and render it beside what really happened.
@@ -53,6 +67,8 @@ def imagine_command(
         seed,
         {"temperature": temperature, "top_k": top_k, "top_p": top_p},
         device,
+        fps,
+        scale,
     ):
         print(path)
 
@@ -128,7 +144,9 @@ def demo_command(
 
 def _print_report(report: dict[str, Any]) -> None:
     """A short table: means over the horizon."""
-    title = f"{report['num_clips']} held-out clips, context {report['context']}, horizons 1-{report['horizon']}"
+    title = (
+        f"{plural(report['num_clips'], 'held-out clip')}, context {report['context']}, horizons 1-{report['horizon']}"
+    )
     table = Table("frames", "PSNR, dB", "SSIM", title=title)
     for name in ("reconstruction", "imagined", "copy_last", "shuffled_actions"):
         means = [sum(report[key][name]["mean"]) / report["horizon"] for key in ("psnr", "ssim")]

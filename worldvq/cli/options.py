@@ -36,6 +36,12 @@ TopPOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one, else the CPU.")
 ]
+ScaleOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Pixels of the picture a pixel of a frame. Default: as is legible, 3 for 64x64 in videos."
+    ),
+]
 
 
 def runs(config: str) -> Path:

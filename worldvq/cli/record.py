@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from worldvq.cli.options import Overrides, given, parse_size
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, plural
 
 app = typer.Typer()
 
@@ -31,7 +31,8 @@ def record_command(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="random, held (random, each action kept a while), module:function, ./file.py:function or an SB3 zip."
+            help="random, held (random, each action kept a while, as long as frames change), module:function, "
+            "./file.py:function or an SB3 zip."
         ),
     ] = None,
     size: Annotated[
@@ -88,7 +89,7 @@ def record_command(
         print(f"shard {part} of {out} (from {source})", flush=True)
     args = full.env, full.record, out
     store = record_on_ray(*args, ray) if ray else record(*args, shard=part)
-    print(f"{out}: {len(store.entries)} episodes, {sum(e.num_frames for e in store.entries)} frames")
+    print(f"{out}: {plural(len(store), 'episode')}, {plural(store.num_frames, 'frame')}")
     store.close()
     if not part.is_whole:
         print(f"when all {part.count} shards are done: worldvq data merge {out}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from worldvq.cli.options import ConfigOption, DeviceOption, Overrides, given, runs
+from worldvq.errors import plural
 
 app = typer.Typer()
 train_app = typer.Typer(help="Train a tokenizer, then the dynamics on its tokens.", no_args_is_help=True)
@@ -113,7 +114,7 @@ def tokenize_command(
 
     store = tokenize(tokenizer, data, out, device)
     if is_first_process():
-        print(f"{out}: tokens of {len(store.entries)} episodes")
+        print(f"{out}: tokens of {plural(len(store), 'episode')}")
 
 
 def _with_options(overrides: list[str], section: str, steps: int | None, seed: int | None) -> list[str]:

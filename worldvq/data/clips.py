@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from worldvq.data.episodes import EpisodeStore
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, plural
 from worldvq.types import Clip, TokenClip
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def read_clips(store: EpisodeStore | TokenStore, ids: np.ndarray, clip_frames: i
     for row, ((number, start), episode) in enumerate(zip(windows, episodes, strict=True)):
         entry = store.entry(number)
         if not 0 <= start < entry.num_frames:
-            raise UsageError(f"{store.path}: episode {number} has {entry.num_frames} frames, there is no frame {start}")
+            raise UsageError(
+                f"{store.path}: episode {number} has {plural(entry.num_frames, 'frame')}, there is no frame {start}"
+            )
         num_frames = min(clip_frames, entry.num_frames - start)
         num_actions = min(clip_frames, entry.num_frames - 1 - start)
         store.copy_window(number, start, out[row, :num_frames])
@@ -208,10 +210,23 @@ def _rewarded_runs(rewards: np.ndarray, clip_frames: int, num_windows: int) -> n
     return np.stack([first[begins], last[ends]], axis=1)
 
 
-def heldout_clips(store: EpisodeStore | TokenStore, num_clips: int, clip_frames: int, seed: int = 0) -> np.ndarray:
+def heldout_clips(
+    store: EpisodeStore | TokenStore,
+    num_clips: int,
+    clip_frames: int,
+    seed: int = 0,
+    setting: str = "context + horizon",
+) -> np.ndarray:
     """Choose distinct full windows spread evenly over the held-out episodes.
 
     They do not overlap as long as there are enough that do not. Fewer are returned where there are fewer.
+
+    Args:
+        store: Where the episodes are.
+        num_clips: How many windows, at most.
+        clip_frames: Frames of each.
+        seed: Of the choice.
+        setting: What decides ``clip_frames``, for the error.
 
     Returns:
         (n, 2) int64, episode number and first frame, n <= num_clips; the same for the same arguments.
@@ -230,8 +245,8 @@ def heldout_clips(store: EpisodeStore | TokenStore, num_clips: int, clip_frames:
     longest = max(numbers, key=lambda number: lengths[number])
     if lengths[longest] < clip_frames:
         raise UsageError(
-            f"{store.path}: no held-out episode has {clip_frames} frames, the longest (episode {longest}) has "
-            f"{lengths[longest]}: set evaluate.context + evaluate.horizon to at most that, or record longer episodes"
+            f"{store.path}: no held-out episode has {plural(clip_frames, 'frame')}, the longest (episode {longest}) "
+            f"has {lengths[longest]}: set {setting} to at most that, or record longer episodes"
         )
     raw = np.random.Philox(key=seed).random_raw(len(numbers) + 1)
     apart, every = [], []
@@ -248,3 +263,27 @@ def heldout_clips(store: EpisodeStore | TokenStore, num_clips: int, clip_frames:
         picked = ((np.arange(num_clips) + phase) * (len(windows) / num_clips)).astype(np.int64)
         windows = [windows[index] for index in np.minimum(picked, len(windows) - 1)]
     return np.array(windows, np.int64)
+
+
+def spread_by_change(store: EpisodeStore, ids: np.ndarray, clip_frames: int, count: int) -> np.ndarray:
+    """Choose clips to show, by a rule and not by hand: from such in which little changes to such in which much does.
+
+    Clips are ordered by how much their pixels change from one frame to the next, on the mean. Shown are the middles of
+    ``count`` equal parts of that order: of four, the quantiles 7/8, 5/8, 3/8 and 1/8.
+
+    Args:
+        store: Where the episodes are.
+        ids: (n, 2) int64, episode and first frame of each.
+        clip_frames: Frames of each.
+        count: How many are shown, at most.
+
+    Returns:
+        Rows of ``ids`` (min(count, n),) int64, that in which most changes first.
+    """
+    frames, changes = np.empty((clip_frames, *store.item_shape), np.uint8), np.empty(len(ids))
+    for row, (number, start) in enumerate(ids.tolist()):
+        store.copy_window(number, start, frames)
+        changes[row] = np.abs(np.diff(frames.astype(np.int16), axis=0)).sum()
+    order = np.argsort(-changes, kind="stable")
+    count = min(count, len(order))
+    return order[((2 * np.arange(count) + 1) * len(order) - count) // (2 * count)]

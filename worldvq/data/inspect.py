@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,12 @@ from rich.table import Table
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.shards import shard_indexes
 from worldvq.data.tokens import TokenStore
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, plural
 from worldvq.types import ActionSpace
 
-SHEET_EPISODES, SHEET_FRAMES = 8, 12
-VIDEO_EPISODES, VIDEO_FRAMES = 4, 300
-VIDEO_SIDE = 192
-"""About how large an episode is drawn in the video, in pixels."""
+SHEET_EPISODES, SHEET_FRAMES, SHEET_SIDE = 8, 12, 128
+VIDEO_EPISODES, VIDEO_FRAMES, VIDEO_SIDE = 4, 300, 192
+"""How many are drawn, and, where no scale is given, about how large, in pixels."""
 
 
 def open_store(path: str | Path) -> EpisodeStore | TokenStore:
@@ -54,7 +53,7 @@ def info(path: str | Path) -> Table:
         rows["tokens"] = f"{grid} a frame, {store.meta.num_codes} codes, tokenizer {store.meta.tokenizer_hash[:12]}"
     rows |= _episode_rows(store)
     if waiting := shard_indexes(store.path):
-        rows["not merged"] = f"{len(waiting)} shards: worldvq data merge {store.path}"
+        rows["not merged"] = f"{plural(len(waiting), 'shard')}: worldvq data merge {store.path}"
     for name, text in rows.items():
         table.add_row(name, text)
     return table
@@ -72,11 +71,11 @@ def _episode_rows(store: EpisodeStore | TokenStore) -> dict[str, str]:
         for name in ("terminated", "truncated", "interrupted")
     ]
     heldout = store.numbers("heldout")
-    heldout_frames = sum(store.entry(number).num_frames for number in heldout)
+    frames = sum(store.entry(number).num_frames for number in heldout)
     size = sum((store.path / entry.file).stat().st_size for entry in entries if (store.path / entry.file).is_file())
     rows = {
         "episodes": f"{len(entries)}: {', '.join(endings)}",
-        "held out": f"{len(heldout)} episodes, {heldout_frames:,} frames (every {store.heldout_every}th)",
+        "held out": f"{plural(len(heldout), 'episode')}, {plural(frames, 'frame')} (1 in {store.heldout_every})",
         "frames an episode": f"{min(lengths)} to {max(lengths)}, mean {np.mean(lengths):.1f}",
         "return": f"{min(returns):.3g} to {max(returns):.3g}, mean {np.mean(returns):.3g}",
         "on disk": f"{size / 2**20:.1f} MiB",
@@ -97,47 +96,71 @@ def _space(space: ActionSpace) -> str:
     return f"{space.kind.replace('_', '-')} {' x '.join(str(n) for n in space.nvec)}"
 
 
-def preview(path: str | Path, out: str | Path) -> list[Path]:
+def preview(path: str | Path, out: str | Path, fps: float = 15, scale: int | None = None) -> list[Path]:
     """Draw a contact sheet (PNG, a row an episode) and a video of a few episodes side by side (mp4).
 
+    Under each frame stand the action that led into it, the reward of that step, and the sum of rewards so far.
+
+    Args:
+        path: The dataset.
+        out: Folder of the two files.
+        fps: Frames a second of the video.
+        scale: Each pixel becomes so many in each direction; None draws frames about as large as said above.
+
     Returns:
-        The two files, in the folder ``out``.
+        The two files.
 
     Raises:
         UsageError: The folder holds no dataset, or an empty one.
         RunError: A file is broken, or one cannot be written.
     """
-    from worldvq.media.pictures import draw_label, grid, save_png, write_video  # drawing is needed nowhere else in data
+    from worldvq.media.pictures import save_png  # drawing is needed nowhere else in data
+    from worldvq.media.tiles import grid, scale_to
+    from worldvq.media.videos import write_video
 
     store, out = EpisodeStore.open(path), Path(out)
     if not len(store):
         raise UsageError(f"{path} holds no episodes yet; record some with: {store.how_to_make}")
-    numbers = _spread(store.numbers("all"), SHEET_EPISODES)
+    numbers, size = _spread(store.numbers("all"), SHEET_EPISODES), store.meta.frame_size
     rows = []
     for number in numbers:
-        frames = store.frames(number)
-        factor = _factor(frames, 96)
-        picked = _spread(list(range(len(frames))), SHEET_FRAMES)
-        labels = [_label(store, number), *(f"frame {index}" for index in picked[1:])]
-        rows.append(
-            [draw_label(_enlarge(frames[i], factor), text, height=18) for i, text in zip(picked, labels, strict=True)]
-        )
+        first, *others = _spread(list(range(store.entry(number).num_frames)), SHEET_FRAMES)
+        draw = _drawing(store, number, [first, *others], scale or scale_to(SHEET_SIDE, size))
+        rows.append([draw(first, _label(store, number)), *(draw(index, f"frame {index}") for index in others)])
     sheet = save_png(out / "contact_sheet.png", grid(rows))
 
     shown = _spread(numbers, VIDEO_EPISODES)
+    lengths = [min(store.entry(number).num_frames, VIDEO_FRAMES) for number in shown]
 
     def pictures() -> Iterator[np.ndarray]:
-        episodes = [store.frames(number)[:VIDEO_FRAMES] for number in shown]
-        for step in range(max(len(frames) for frames in episodes)):
+        large = scale or scale_to(VIDEO_SIDE, size)
+        drawings = [_drawing(store, n, range(length), large) for n, length in zip(shown, lengths, strict=True)]
+        for step in range(max(lengths)):
             tiles = []
-            for number, frames in zip(shown, episodes, strict=True):
-                frame = _enlarge(frames[min(step, len(frames) - 1)], _factor(frames, VIDEO_SIDE))
-                if step >= len(frames):
-                    frame = frame // 3  # darkened: this episode is over
-                tiles.append(draw_label(frame, _label(store, number)))
+            for number, draw, length in zip(shown, drawings, lengths, strict=True):
+                index = min(step, length - 1)
+                tile = draw(index, f"{_label(store, number)}, frame {index}")
+                tiles.append(tile // (1 if step < length else 3))  # darkened: this episode is over
             yield grid([tiles])
 
-    return [sheet, Path(write_video(out / "preview.mp4", pictures(), fps=15))]
+    return [sheet, write_video(out / "preview.mp4", pictures(), fps)]
+
+
+def _drawing(store: EpisodeStore, number: int, indices: Sequence[int], scale: int) -> Callable[[int, str], np.ndarray]:
+    """Return a function that draws one of these frames of an episode, by its index, under a title; all get one size."""
+    from worldvq.media.tiles import LINE, MIN_WIDTH, action_label, caption, enlarge, lines_needed, text, tile
+
+    frames, mapped = store.frames(number), store.mapped(number)
+    width = max(frames.shape[2] * scale, MIN_WIDTH)
+    labels = {index: action_label(mapped.actions, store.action_space, index) for index in indices}
+    num_lines, sums = lines_needed(labels.values(), width), np.cumsum(mapped.rewards)
+
+    def draw(index: int, title: str) -> np.ndarray:
+        reward = f"reward {mapped.rewards[index - 1]:.3g}, sum {sums[index - 1]:.3g}" if index else ""
+        captions = text(reward, width, LINE), caption(labels[index], width, num_lines)
+        return np.concatenate([text(title, width, LINE), tile(enlarge(frames[index], scale), width, captions)])
+
+    return draw
 
 
 def _label(store: EpisodeStore, number: int) -> str:
@@ -150,11 +173,3 @@ def _spread(values: list[int], count: int) -> list[int]:
     if len(values) <= count:
         return values
     return [values[index] for index in np.linspace(0, len(values) - 1, count).round().astype(int)]
-
-
-def _factor(frames: np.ndarray, side: int) -> int:
-    return max(1, round(side / max(frames.shape[1:3])))
-
-
-def _enlarge(frame: np.ndarray, factor: int) -> np.ndarray:
-    return frame.repeat(factor, axis=0).repeat(factor, axis=1)

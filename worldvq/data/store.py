@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from worldvq.data.episode_files import IndexEntry, check_hash, load_json, read_index, refuse_links, repair_index
 from worldvq.data.shard import INDEX, Shard
 from worldvq.data.shards import merge_shards, shard_indexes
-from worldvq.errors import CorruptFileError, UsageError
+from worldvq.errors import CorruptFileError, UsageError, plural
 from worldvq.files.atomic import disk_errors, sync_folder, write_atomic
 from worldvq.files.differences import require_same
 from worldvq.files.lock import Lock
@@ -62,7 +62,7 @@ class Store(Generic[M]):
             problem = f"holds no {cls.what} (no {cls.meta_file})" if path.exists() else f"no such {cls.what}"
             raise UsageError(f"{path}: {problem}; make one with: {cls.how_to_make}")
         if not (path / INDEX).exists() and (shards := shard_indexes(path)):
-            raise UsageError(f"{path} holds {len(shards)} shards that are not merged: worldvq data merge {path}")
+            raise UsageError(f"{path} holds {plural(len(shards), 'shard')} not merged yet: worldvq data merge {path}")
         refuse_links(path)
         meta = cls.read_meta(path)
         return cls(path, meta, read_index(path / INDEX)[0])
@@ -166,7 +166,8 @@ class Store(Generic[M]):
 
     def __repr__(self) -> str:
         """Show where and how much."""
-        return f"{type(self).__name__}({str(self.path)!r}, {len(self)} episodes, {self.num_frames} frames)"
+        held = f"{plural(len(self), 'episode')}, {plural(self.num_frames, 'frame')}"
+        return f"{type(self).__name__}({str(self.path)!r}, {held})"
 
     @property
     def entries(self) -> list[IndexEntry]:
@@ -195,7 +196,7 @@ class Store(Generic[M]):
             UsageError: There is no such episode.
         """
         if number not in self._entries:
-            raise UsageError(f"{self.path}: there is no episode {number}; it holds {len(self)} episodes")
+            raise UsageError(f"{self.path}: there is no episode {number}; it holds {plural(len(self), 'episode')}")
         return self._entries[number]
 
     def fingerprint(self) -> dict[str, int | str]:

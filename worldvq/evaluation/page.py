@@ -16,8 +16,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from worldvq.errors import plural
 from worldvq.files.atomic import write_atomic
-from worldvq.media.pictures import rollout_frames, save_png, strip, write_video
+from worldvq.media.pictures import rollout_frames, save_png, strip
+from worldvq.media.videos import write_video
 from worldvq.types import ActionSpace
 
 NAMES = {
@@ -43,7 +45,10 @@ _INK = "#7c8390"  # readable on white and on black
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Clips to show, with shapes as :func:`worldvq.media.pictures.rollout_frames` takes them."""
+    """Clips to show, that in which most changes first.
+
+    Shapes are as :func:`worldvq.media.pictures.rollout_frames` takes them.
+    """
 
     real: np.ndarray
     reconstruction: np.ndarray
@@ -70,9 +75,7 @@ def write_page(out: Path, report: dict[str, Any], rollouts: Rollouts) -> Path:
     clips = (rollouts.real, rollouts.reconstruction, rollouts.imagined, rollouts.actions)
     frames = rollout_frames(*clips, rollouts.action_space, rollouts.context)
     video = write_video(out / "rollout.mp4", frames, fps=5, expected=rollouts.real.shape[1])
-    # Of the clips shown, the strip is that in which most changes.
-    motion = np.abs(np.diff(rollouts.real.astype(np.int16), axis=1)).mean(axis=(1, 2, 3, 4))
-    real, rebuilt, imagined, actions = (array[int(motion.argmax())] for array in clips)
+    real, rebuilt, imagined, actions = (array[0] for array in clips)  # in which most changes
     drawn = strip(real, rebuilt, imagined, actions, rollouts.action_space, rollouts.context)
     picture = save_png(out / "strip.png", drawn)
     plots = [_save_plot(out / f"{name}.png", figure) for name, figure in _figures(report).items()]
@@ -80,10 +83,12 @@ def write_page(out: Path, report: dict[str, Any], rollouts: Rollouts) -> Path:
     source = string.Template((importlib.resources.files("worldvq.evaluation") / "report.html").read_text("utf-8"))
     page = source.substitute(
         title=html.escape(f"{report['env_id']}: imagined futures"),
-        subtitle=f"{report['num_clips']} held-out clips of {report['num_episodes']} episodes · "
-        f"{context} frames of context, {horizon} imagined · worldvq {html.escape(report['versions']['worldvq'])}",
+        subtitle=f"{plural(report['num_clips'], 'held-out clip')} of {plural(report['num_episodes'], 'episode')} · "
+        f"{plural(context, 'frame')} of context, {horizon} imagined · "
+        f"worldvq {html.escape(report['versions']['worldvq'])}",
         cards=_cards(report),
         video=f'<video controls autoplay loop muted playsinline src="{_embed(video, "video/mp4")}"></video>',
+        num_shown=len(rollouts.real),
         strip=_embed(picture, "image/png"),
         claim=_claim(report),
         plots="".join(

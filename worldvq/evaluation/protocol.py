@@ -26,10 +26,10 @@ from rich.progress import track
 from torch import Tensor
 
 import worldvq
-from worldvq.data.clips import heldout_clips, read_clips
+from worldvq.data.clips import heldout_clips, read_clips, spread_by_change
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.sharing import Processes
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, plural
 from worldvq.evaluation import metrics
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.evaluation.page import Rollouts, write_page
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from worldvq.world.model import WorldModel
 
 NUM_SHOWN = 4
-"""Clips in the rollout video."""
+"""Clips in the rollout video; see :func:`worldvq.data.clips.spread_by_change`."""
 
 SHOWN = ("real", "reconstruction", "imagined", "actions")
 """What is kept of them."""
@@ -59,6 +59,7 @@ class _Plan:
         store: The dataset.
         config: The protocol.
         ids: (n, 2) episode and first frame of each clip.
+        shown: Rows of ``ids`` that the video shows, in this order.
         horizons: Imagined frames at which the Fréchet distance looks; none without the extra.
         notes: For the reader of the report.
     """
@@ -67,6 +68,7 @@ class _Plan:
     store: EpisodeStore
     config: EvaluateConfig
     ids: np.ndarray
+    shown: np.ndarray
     horizons: list[int]
     notes: list[str]
 
@@ -85,6 +87,7 @@ class _Plan:
             "protocol": self.config.model_dump(mode="json"),
             "dataset": [self.store.meta.model_dump(mode="json"), [entry.sha256 for entry in self.store.entries]],
             "horizons": self.horizons,
+            "shown": self.shown.tolist(),
             "versions": _versions(),
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
@@ -145,14 +148,17 @@ def _plan(world: WorldModel, store: EpisodeStore, config: EvaluateConfig) -> _Pl
         raise UsageError(f"{store.path} has {len(ids)} held-out window for evaluate.clips, two are needed: record more")
     notes = []
     if len(ids) < config.clips:
-        notes.append(f"the held-out episodes have {len(ids)} windows, evaluate.clips = {config.clips} were asked for")
+        notes.append(
+            f"the held-out episodes have {plural(len(ids), 'window')}, evaluate.clips = {config.clips} were asked for"
+        )
     horizons = sorted({1, math.ceil(config.horizon / 2), config.horizon})
     try:
         metrics.efflite0_features(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
     except UsageError as error:
         notes.append(str(error))
         horizons = []
-    return _Plan(world, store, config, ids, horizons, notes)
+    shown = spread_by_change(store, ids, config.context + config.horizon, NUM_SHOWN)
+    return _Plan(world, store, config, ids, shown, horizons, notes)
 
 
 def _write(plan: _Plan, collected: Part, out: Path, begun: float) -> None:
@@ -172,7 +178,8 @@ def _write(plan: _Plan, collected: Part, out: Path, begun: float) -> None:
         "seconds": round(time.monotonic() - begun, 2),
     }
     report = _finite(report)
-    real, rebuilt, imagined, actions = (collected[f"shown/{name}"] for name in SHOWN)
+    order = np.searchsorted(np.sort(plan.shown), plan.shown)  # they were collected in the order of the rows
+    real, rebuilt, imagined, actions = (collected[f"shown/{name}"][order] for name in SHOWN)
     write_page(out, report, Rollouts(real, rebuilt, imagined, actions, plan.world.action_space, config.context))
     write_atomic(out / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
 
@@ -233,7 +240,6 @@ def _collect(plan: _Plan, numbers: list[int], console: Console) -> Iterator[tupl
     context = config.context
     all_actions = _read_actions(plan.store, plan.ids, plan.num_frames, config.batch_size)
     partner = _derangement(num_clips, config.seed)
-    shown = np.linspace(0, num_clips - 1, min(NUM_SHOWN, num_clips)).round().astype(int)
     sampling = config.sampling.model_dump()
     if sampling["method"] == "auto":  # what is faster today may round a tie otherwise than what was faster yesterday
         sampling["method"] = "predictive"
@@ -259,7 +265,7 @@ def _collect(plan: _Plan, numbers: list[int], console: Console) -> Iterator[tupl
         }
         part = _compare(real, frames, plan.horizons) | _score(world, tokens, clip, context)
         part |= {"passes": imagined.passes.numpy(), "imagine_seconds": np.array([seconds])}
-        chosen = np.isin(rows, shown)
+        chosen = np.isin(rows, plan.shown)
         arrays = (clip.frames, rebuilt, frames["imagined"], clip.actions)
         yield number, part | {f"shown/{k}": a.numpy()[chosen] for k, a in zip(SHOWN, arrays, strict=True)}
 

@@ -1,80 +1,50 @@
 """Frames become strips, figures and rollout videos.
 
 Labels name the action that led INTO the frame they stand under: what it did is visible in that very picture.
-Pictures are enlarged by whole factors (nearest neighbour) before any text is drawn, so text stays sharp.
 """
 
 from __future__ import annotations
 
-import functools
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from worldvq.errors import UsageError
 from worldvq.files.atomic import remove_stale, write_atomic
-from worldvq.media.videos import VIDEO_SUFFIXES, probe_video, write_video
+from worldvq.media.tiles import (
+    BACKGROUND,
+    FAINT,
+    LINE,
+    MIN_WIDTH,
+    Color,
+    action_label,
+    border,
+    caption,
+    draw_label,
+    enlarge,
+    fill,
+    grid,
+    lines_needed,
+    scale_to,
+    text,
+    tile,
+)
+from worldvq.media.videos import write_video
 from worldvq.types import ActionSpace
 
-__all__ = [
-    "VIDEO_SUFFIXES",
-    "draw_label",
-    "grid",
-    "paper_figure",
-    "probe_video",
-    "rollout_frames",
-    "save_png",
-    "save_rollout",
-    "side_by_side",
-    "strip",
-    "write_video",
-]
-
-Color = tuple[int, int, int]
-BACKGROUND: Color = (24, 26, 31)
-TEXT: Color = (230, 232, 236)
 CONTEXT: Color = (94, 160, 236)
 IMAGINED: Color = (245, 158, 66)
-GAP = 6
-
-
-@functools.lru_cache(maxsize=512)
-def _text(text: str, width: int, height: int, color: Color, align: str) -> np.ndarray:
-    """One line of text on a (height, width, 3) bar; shrunk, then cut, where it is too long."""
-    image = Image.new("RGB", (width, height), BACKGROUND)
-    draw = ImageDraw.Draw(image)
-    for size in range(max(10, round(height * 0.62)), 8, -1):
-        font = ImageFont.load_default(size)
-        length = draw.textlength(text, font=font)
-        if length <= width - 4:
-            break
-    x = {"left": 3.0, "center": (width - length) / 2, "right": width - 3 - length}[align]
-    draw.text((max(x, 2.0), height / 2), text, font=font, fill=color, anchor="lm")
-    return np.asarray(image)
-
-
-def _fill(height: int, width: int, color: Color = BACKGROUND) -> np.ndarray:
-    return np.full((height, width, 3), color, np.uint8)
-
-
-def _enlarge(frame: np.ndarray, factor: int) -> np.ndarray:
-    return frame.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def _factor(frames: np.ndarray, side: int) -> int:
-    """Whole factor that brings the longer side of frames (..., H, W, 3) to about ``side``."""
-    return max(1, round(side / max(frames.shape[-3:-1])))
-
-
-def _border(frame: np.ndarray, color: Color, width: int = 3) -> np.ndarray:
-    out = _fill(frame.shape[0] + 2 * width, frame.shape[1] + 2 * width, color)
-    out[width:-width, width:-width] = frame
-    return out
+VIDEO_SIDE, STRIP_SIDE, FIGURE_SIDE = 192, 128, 96
+"""About how large a frame is drawn where no scale is given, in pixels."""
+_EDGE, _THIN = 3, 2
+_MARGIN = 104
+"""Width of what stands left of a strip."""
 
 
 def _uint8(frames: ArrayLike, ndim: int, name: str) -> np.ndarray:
@@ -82,42 +52,6 @@ def _uint8(frames: ArrayLike, ndim: int, name: str) -> np.ndarray:
     if array.dtype != np.uint8 or array.ndim != ndim or array.shape[-1] != 3:
         raise UsageError(f"{name} must be uint8 with {ndim} axes (…, H, W, 3), got {array.dtype}{list(array.shape)}")
     return array
-
-
-def draw_label(
-    frame: np.ndarray, text: str, color: Color = TEXT, height: int = 22, align: str = "center"
-) -> np.ndarray:
-    """Put a bar with one line of text above a frame (H, W, 3); the picture itself stays untouched."""
-    return np.concatenate([_text(text, frame.shape[1], height, color, align), frame])
-
-
-def side_by_side(frames: Sequence[np.ndarray], gap: int = GAP) -> np.ndarray:
-    """Put frames (H_i, W_i, 3) in a row, tops aligned."""
-    return grid([frames], gap)
-
-
-def grid(rows: Sequence[Sequence[np.ndarray]] | np.ndarray, gap: int = GAP, scale: int = 1) -> np.ndarray:
-    """Lay out rows of frames (H, W, 3) on the dark background; columns share their left edges.
-
-    Args:
-        rows: Lists of frames of any sizes, or one array (rows, columns, H, W, 3).
-        gap: Pixels between frames and around them.
-        scale: Whole factor of enlargement of each frame, nearest neighbour.
-    """
-    if scale != 1:
-        rows = [[_enlarge(frame, scale) for frame in row] for row in rows]
-    num_columns = max(len(row) for row in rows)
-    widths = [max((row[c].shape[1] for row in rows if c < len(row)), default=0) for c in range(num_columns)]
-    heights = [max(frame.shape[0] for frame in row) for row in rows]
-    out = _fill(sum(heights) + gap * (len(rows) + 1), sum(widths) + gap * (num_columns + 1))
-    top = gap
-    for row, height in zip(rows, heights, strict=True):
-        left = gap
-        for frame, width in zip(row, widths, strict=False):
-            out[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
-            left += width + gap
-        top += height + gap
-    return out
 
 
 def save_png(path: str | Path, image: np.ndarray) -> Path:
@@ -134,117 +68,123 @@ def save_png(path: str | Path, image: np.ndarray) -> Path:
     return path
 
 
-def _action_names(actions: np.ndarray, space: ActionSpace, num_frames: int) -> list[str]:
-    """Under frame t, the action that led into it; there is none under frame 0."""
-    prefix = "action " if space.kind == "discrete" and not space.names else ""
-    return ["start", *(prefix + space.label(actions[t]) for t in range(num_frames - 1))]
-
-
 def _stage(t: int, context: int) -> tuple[str, Color]:
     return (f"context {t + 1}/{context}", CONTEXT) if t < context else (f"imagined +{t - context + 1}", IMAGINED)
 
 
 def _check_rollout(
-    real: ArrayLike, reconstruction: ArrayLike, imagined: ArrayLike, actions: ArrayLike, context: int, ndim: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    arrays = [
-        _uint8(frames, ndim, name)
-        for frames, name in ((real, "real"), (reconstruction, "reconstruction"), (imagined, "imagined"))
-    ]
-    taken = np.asarray(actions)
-    num_frames, time = arrays[0].shape[ndim - 4], ndim - 4
-    if arrays[1].shape != arrays[0].shape or arrays[2].shape[time] != num_frames - context:
-        shapes = ", ".join(str(list(array.shape)) for array in arrays)
+    real: ArrayLike | None, reconstruction: ArrayLike, imagined: ArrayLike, actions: ArrayLike, context: int, ndim: int
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the real frames, what the tokenizer made of them, what the model saw and then imagined, and actions."""
+    rebuilt, dreams = _uint8(reconstruction, ndim, "reconstruction"), _uint8(imagined, ndim, "imagined")
+    clip = rebuilt if real is None else _uint8(real, ndim, "real")
+    taken, time = np.asarray(actions), ndim - 4
+    num_frames = context + dreams.shape[time]
+    if rebuilt.shape != clip.shape or clip.shape[time] != (context if real is None else num_frames):
+        shapes = ", ".join(str(list(array.shape)) for array in (clip, rebuilt, dreams))
         raise UsageError(f"real, reconstruction (T frames) and imagined (T - {context}) do not fit: {shapes}")
     if taken.shape[time] < num_frames - 1:
         raise UsageError(f"{num_frames} frames need {num_frames - 1} actions, got {taken.shape[time]}")
-    return arrays[0], arrays[1], arrays[2], taken
+    seen = np.concatenate([rebuilt.take(range(context), time), dreams], axis=time)
+    return None if real is None else clip, rebuilt, seen, taken
 
 
 def rollout_frames(
-    real: ArrayLike,
+    real: ArrayLike | None,
     reconstruction: ArrayLike,
     imagined: ArrayLike,
     actions: ArrayLike,
     action_space: ActionSpace,
     context: int,
-    side: int = 192,
+    scale: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the T frames of a rollout video: columns real, reconstruction and imagined; one row a clip.
 
     Under real frame t stands ``actions[t - 1]``, the action that led into it. While t is below ``context`` the
     third column shows the reconstruction that the model sees, framed blue; what it imagines is framed orange.
+    Without real frames the third column stands alone, the clips beside and below each other.
 
     Args:
-        real: (B, T, H, W, 3) uint8.
-        reconstruction: (B, T, H, W, 3) uint8, the tokenizer's.
+        real: (B, T, H, W, 3) uint8, or None where nothing real follows from the actions.
+        reconstruction: (B, T, H, W, 3) uint8, the tokenizer's; of the context alone where ``real`` is None.
         imagined: (B, T - context, H, W, 3) uint8.
         actions: (B, T - 1 or T, ...).
         action_space: Names the actions.
         context: Frames that were given.
-        side: About how large a picture is drawn, in pixels.
+        scale: Each pixel becomes so many in each direction; None draws a frame about VIDEO_SIDE pixels large.
     """
-    clips, rebuilt, dreams, taken = _check_rollout(real, reconstruction, imagined, actions, context, 5)
-    factor, num_frames = _factor(clips, side), clips.shape[1]
-    width = clips.shape[3] * factor + 6
-    names = [_action_names(row, action_space, num_frames) for row in taken]
-    titles = [_text(title, width, 24, TEXT, "center") for title in ("real", "tokenizer", "world model")]
+    clips, rebuilt, seen, taken = _check_rollout(real, reconstruction, imagined, actions, context, 5)
+    num_clips, num_frames, height, width, _ = seen.shape
+    scale = scale or scale_to(VIDEO_SIDE, (height, width))
+    width = max(width * scale + 2 * _EDGE, MIN_WIDTH)
+    labels = [[action_label(row, action_space, t) for t in range(num_frames)] for row in taken]
+    num_lines = lines_needed(itertools.chain(*labels), width)
+
+    def draw(frame: np.ndarray, edge: Color, *captions: np.ndarray) -> np.ndarray:
+        return tile(border(enlarge(frame, scale), edge, _EDGE), width, captions)
+
+    titles = [text(title, width, 24) for title in ("real", "tokenizer", "world model")]
     for t in range(num_frames):
-        stage, color = _stage(t, context)
-        rows: list[list[np.ndarray]] = [titles]
-        for b in range(len(clips)):
-            third = rebuilt[b, t] if t < context else dreams[b, t - context]
-            pictures = [(clips[b, t], BACKGROUND), (rebuilt[b, t], BACKGROUND), (third, color)]
-            rows.append([_border(_enlarge(frame, factor), edge) for frame, edge in pictures])
-            labels = [(names[b][t], TEXT), ("reconstruction", (150, 154, 162)), (stage, color)]
-            rows.append([_text(label, width, 20, tint, "center") for label, tint in labels])
-        yield grid(rows, gap=4)
+        words, color = _stage(t, context)
+        stage = caption([words], width, color=color)
+        taken_now = [caption(row[t], width, num_lines) for row in labels]
+        if clips is None:
+            tiles = [draw(seen[b, t], color, stage, taken_now[b]) for b in range(num_clips)]
+            num_columns = math.ceil(math.sqrt(num_clips))
+            yield grid([tiles[first : first + num_columns] for first in range(0, num_clips, num_columns)], gap=4)
+            continue
+        name = caption(["reconstruction"], width, color=FAINT)
+        rows = [
+            [draw(clip[t], BACKGROUND, action), draw(own[t], BACKGROUND, name), draw(dream[t], color, stage)]
+            for clip, own, dream, action in zip(clips, rebuilt, seen, taken_now, strict=True)
+        ]
+        yield grid([titles, *rows], gap=4)
 
 
 def strip(
-    real: ArrayLike,
+    real: ArrayLike | None,
     reconstruction: ArrayLike,
     imagined: ArrayLike,
     actions: ArrayLike,
     action_space: ActionSpace,
     context: int,
-    side: int = 128,
+    scale: int | None = None,
 ) -> np.ndarray:
     """Draw one clip as a picture: rows real, reconstruction and imagined, columns time.
 
     Under column t stands ``actions[t - 1]``, the action that led into it. Arguments as in :func:`rollout_frames`,
-    without the batch axis.
+    without the batch axis; without real frames there is one row. A frame is about STRIP_SIDE pixels large.
 
     Returns:
         (height, width, 3) uint8.
     """
-    clip, rebuilt, dream, taken = _check_rollout(real, reconstruction, imagined, actions, context, 4)
-    factor, num_frames = _factor(clip, side), len(clip)
-    height, width = clip.shape[1] * factor, clip.shape[2] * factor + 4
+    clip, rebuilt, seen, taken = _check_rollout(real, reconstruction, imagined, actions, context, 4)
+    num_frames, height, width, _ = seen.shape
+    scale = scale or scale_to(STRIP_SIDE, (height, width))
+    height, width = height * scale, max(width * scale + 2 * _THIN, MIN_WIDTH)
     stages = [_stage(t, context) for t in range(num_frames)]
-    blank = _fill(20, 104)
-    rows = [[blank, *(_text(text, width, 20, color, "center") for text, color in stages)]]
-    for name in ("real", "tokenizer", "world model"):
-        row = [np.concatenate([_fill(max(height // 2 - 10, 0), 104), _text(name, 104, 24, TEXT, "right")])]
-        for t, (_, color) in enumerate(stages):
-            frame = {"real": clip[t], "tokenizer": rebuilt[t]}.get(name)
-            edge = BACKGROUND
-            if frame is None:
-                frame, edge = (rebuilt[t] if t < context else dream[t - context]), color
-            row.append(_border(_enlarge(frame, factor), edge, 2))
+    rows = [[fill(LINE, _MARGIN), *(text(words, width, LINE, color) for words, color in stages)]]
+    shown = [] if clip is None else [("real", clip), ("tokenizer", rebuilt)]
+    for name, frames in [*shown, ("world model", seen)]:
+        row = [np.concatenate([fill(max(height // 2 - 10, 0), _MARGIN), text(name, _MARGIN, 24, align="right")])]
+        for frame, (_, color) in zip(frames, stages, strict=True):
+            edge = color if frames is seen else BACKGROUND
+            row.append(tile(border(enlarge(frame, scale), edge, _THIN), width, []))
         rows.append(row)
-    names = _action_names(taken, action_space, num_frames)
-    rows.append([_text("action", 104, 20, TEXT, "right"), *(_text(n, width, 20, TEXT, "center") for n in names)])
+    labels = [action_label(taken, action_space, t) for t in range(num_frames)]
+    num_lines = lines_needed(labels, width)
+    actions_row = [caption(parts, width, num_lines) for parts in labels]
+    rows.append([text("action", _MARGIN, LINE, align="right"), *actions_row])
     return grid(rows, gap=3)
 
 
-def paper_figure(context_frames: ArrayLike, rows: Mapping[str, ArrayLike], side: int = 96) -> np.ndarray:
+def paper_figure(context_frames: ArrayLike, rows: Mapping[str, ArrayLike], scale: int | None = None) -> np.ndarray:
     """Draw the figure of the VQ-VAE paper: one context, then a row of imagined frames for every action that is held.
 
     Args:
         context_frames: (C, H, W, 3) uint8, framed blue on the left.
         rows: Label to (N, H, W, 3) uint8, for instance forward and turn right.
-        side: About how large a frame is drawn, in pixels.
+        scale: Each pixel becomes so many in each direction; None draws a frame about FIGURE_SIDE pixels large.
 
     Returns:
         (height, width, 3) uint8.
@@ -253,28 +193,28 @@ def paper_figure(context_frames: ArrayLike, rows: Mapping[str, ArrayLike], side:
     dreams = {label: _uint8(frames, 4, label) for label, frames in rows.items()}
     if not dreams:
         raise UsageError("the figure needs at least one row of imagined frames")
-    factor = _factor(given, side)
+    factor = scale or scale_to(FIGURE_SIDE, given.shape[1:3])
 
     def block(frames: np.ndarray, color: Color) -> np.ndarray:
-        return grid([[_border(_enlarge(frame, factor), color, 2) for frame in frames]], gap=3)
+        return grid([[border(enlarge(frame, factor), color, _THIN) for frame in frames]], gap=3)
 
     blocks = [draw_label(block(frames, IMAGINED), label, align="left") for label, frames in dreams.items()]
     right = grid([[b] for b in blocks], gap=0)
     left = draw_label(block(given, CONTEXT), "context", align="left")
-    left = np.concatenate([_fill(max(right.shape[0] - left.shape[0], 0) // 2, left.shape[1]), left])
-    return side_by_side([left, right], gap=8)
+    left = np.concatenate([fill(max(right.shape[0] - left.shape[0], 0) // 2, left.shape[1]), left])
+    return grid([[left, right]], gap=8)
 
 
 def save_rollout(
     out: str | Path,
-    real: ArrayLike,
+    real: ArrayLike | None,
     reconstruction: ArrayLike,
     imagined: ArrayLike,
     actions: ArrayLike,
     action_space: ActionSpace,
     context: int,
     fps: float = 6,
-    **options: Any,
+    scale: int | None = None,
 ) -> tuple[Path, Path]:
     """Write a rollout video (.mp4, .gif or .webm) and, beside it, a PNG strip of its first clip.
 
@@ -284,8 +224,9 @@ def save_rollout(
         The paths of the video and of the strip.
     """
     out = Path(out)
-    frames = rollout_frames(real, reconstruction, imagined, actions, action_space, context, **options)
-    write_video(out, frames, fps=fps, expected=np.asarray(real).shape[1])
-    first = [np.asarray(array)[0] for array in (real, reconstruction, imagined, actions)]
-    picture = strip(first[0], first[1], first[2], first[3], action_space, context)
+    frames = rollout_frames(real, reconstruction, imagined, actions, action_space, context, scale)
+    write_video(out, frames, fps=fps, expected=context + np.asarray(imagined).shape[1])
+    clip = None if real is None else np.asarray(real)[0]
+    rebuilt, dream, taken = (np.asarray(array)[0] for array in (reconstruction, imagined, actions))
+    picture = strip(clip, rebuilt, dream, taken, action_space, context, scale)
     return out, save_png(out.with_suffix(".png"), picture)

@@ -17,10 +17,10 @@ class RecordConfig(Config):
     workers: PositiveInt = 2
     """Processes that play side by side; how many changes nothing in what is recorded."""
     policy: str = "held"
-    """``random``, ``held`` (random, each action kept for a while), ``module:function``, ``./file.py:function`` or
-    a path to a SB3 zip."""
+    """``random``, ``held`` (random, each action kept for a while, as long as frames change), ``module:function``,
+    ``./file.py:function`` or a path to a SB3 zip."""
     hold: PositiveInt = 8
-    """Longest number of steps for which ``held`` keeps an action."""
+    """Longest number of steps for which ``held`` keeps an action; one that changes nothing it drops at once."""
     seed: NonNegativeInt = 0
     """Of the environment and the policy: the same seed gives the same dataset."""
     heldout_every: PositiveInt = 10

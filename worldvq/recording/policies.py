@@ -68,15 +68,21 @@ def random_action(space: ActionSpace, rng: np.random.Generator) -> np.ndarray:
 
 
 class _Held:
-    """Random actions, each kept for 1 to ``hold`` steps: moves far, where fresh choices every step only jitter."""
+    """Random actions, each kept for 1 to ``hold`` steps: moves far, where fresh choices every step only jitter.
+
+    An action that has left the frame as it was is dropped for a new one: pushing on against a wall shows nothing new.
+    """
 
     def __init__(self, space: ActionSpace, hold: int, rng: np.random.Generator):
         self.space, self.hold, self.rng = space, hold, rng
         self.left = 0
         self.action: Any = None
+        self.before: np.ndarray | None = None
 
     def __call__(self, frame: np.ndarray) -> Any:
-        if self.left == 0:
+        still = self.before is not None and np.array_equal(frame, self.before)
+        self.before = frame.copy()  # a stream may draw the next frame into the same array
+        if self.left == 0 or still:
             self.action = random_action(self.space, self.rng)
             self.left = int(self.rng.integers(1, self.hold + 1))
         self.left -= 1

@@ -15,7 +15,7 @@ from rich.console import Console
 from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.shard import Shard
-from worldvq.errors import RunError, UsageError, WorldVQError
+from worldvq.errors import RunError, UsageError, WorldVQError, plural
 from worldvq.files.lock import check_unlocked
 from worldvq.recording.config import RecordConfig
 from worldvq.recording.record import record
@@ -110,11 +110,14 @@ def record_on_ray(
                     counts[shard] = committed
                     if losses[shard] > LOSSES:
                         raise RunError(f"{out}: the actor of shard {shard} was lost {LOSSES} times: {error}") from None
-                    print(f"worldvq: the actor of shard {shard} was lost after {committed} episodes; another goes on")
+                    kept = plural(committed, "episode")
+                    print(f"worldvq: the actor of shard {shard} was lost after {kept}; another goes on")
                     start(shard)
             if progress:
                 episodes = sum(_committed(out, shard) for shard in shards)
-                Console(stderr=True).print(f"recording on Ray: {episodes} episodes by {actors} actors", highlight=False)
+                Console(stderr=True).print(
+                    f"recording on Ray: {plural(episodes, 'episode')} by {plural(actors, 'actor')}", highlight=False
+                )
     finally:
         for handle in handles.values():
             ray.kill(handle)

@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from worldvq.config.env import IMPORTED, EnvConfig
 from worldvq.config.yaml_loading import build
 from worldvq.data.episode_files import IndexEntry, file_name, read_index
 from worldvq.data.episodes import DatasetMeta, EpisodeStore, write_episode
 from worldvq.data.shard import Shard
-from worldvq.errors import RunError, UsageError
+from worldvq.errors import RunError, UsageError, plural
 from worldvq.files.lock import check_unlocked
 from worldvq.recording.config import RecordConfig
 from worldvq.recording.playing import episode_seed, play
@@ -103,7 +104,8 @@ def _describe(env: EnvConfig, config: RecordConfig, action_space: ActionSpace) -
         action_space=action_space.to_json(),
         frame_size=env.size,
         seed=config.seed,
-        policy=config.policy if config.policy != "held" else f"held {config.hold}",
+        # The name says how: what the older `held N` recorded, which dropped no action, is not continued by this one.
+        policy=config.policy if config.policy != "held" else f"held {config.hold} while frames change",
         heldout_every=config.heldout_every,
         compression=config.compression,
         versions={"python": platform.python_version(), **{name: metadata.version(name) for name in names}},
@@ -120,8 +122,8 @@ def settings_of(out: Path) -> tuple[EnvConfig, RecordConfig]:
     """
     meta = EpisodeStore.open(out).meta
     _refuse_videos(meta.env, out)
-    policy, _, hold = meta.policy.partition(" ")
-    kept = {"policy": policy, "hold": hold} if policy == "held" and hold else {"policy": meta.policy}
+    policy, *words = meta.policy.split(" ")
+    kept = {"policy": policy, "hold": words[0]} if policy == "held" and words else {"policy": meta.policy}
     kept |= {"seed": meta.seed, "heldout_every": meta.heldout_every, "compression": meta.compression}
     return meta.env, build(RecordConfig, kept, str(out / EpisodeStore.meta_file))
 
@@ -219,7 +221,9 @@ def _take_failure(
     if episode is not None:
         entry = write_episode(store.path, job.number, episode, config.compression)
         waiting[job.number] = entry, error
-        outcome = f"interrupted after {len(episode)} steps" if episode.interrupted else "was over all the same"
+        outcome = (
+            f"interrupted after {plural(len(episode), 'step')}" if episode.interrupted else "was over all the same"
+        )
     elif job.attempt + 1 < ATTEMPTS:
         jobs.appendleft(Job(job.number, job.attempt + 1))
         outcome = "begun again"
@@ -246,8 +250,9 @@ def _remove_unlisted(store: EpisodeStore, shard: Shard) -> None:
 def _progress(config: RecordConfig, store: EpisodeStore, shard: Shard, show: bool) -> Iterator[Any]:
     """Yield a function that shows how far the store is: a bar on a terminal, a line now and then elsewhere."""
     console = Console(stderr=True)
-    columns = (TextColumn("recording"), BarColumn(), TextColumn("{task.fields[text]}"))
-    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+    numbers = TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    columns = (TextColumn("recording"), BarColumn(bar_width=12), TextColumn("ETA"), TimeRemainingColumn(), numbers)
+    bar = Progress(*columns, console=console, expand=True)
     task = bar.add_task("record", total=_target(config, shard), text="starting workers")
     begun, before, last = time.monotonic(), store.num_frames, time.monotonic()
 
@@ -255,7 +260,7 @@ def _progress(config: RecordConfig, store: EpisodeStore, shard: Shard, show: boo
         nonlocal last
         frames = store.num_frames + playing  # of all episodes in play, of which the last may be cut or not be needed
         rate = (frames - before) / (time.monotonic() - begun)
-        text = f"{len(store)} episodes, {frames} frames, {rate:.0f} frames/s"
+        text = f"{plural(len(store), 'episode')}, {plural(frames, 'frame')}, {rate:,.0f} frames/s"
         bar.update(task, completed=min(reached + playing, _target(config, shard)), text=text)
         if show and not console.is_terminal and time.monotonic() - last > 10:
             last = time.monotonic()

@@ -13,11 +13,12 @@ import torch
 import worldvq
 from worldvq.data.clips import RewardedClipSampler, heldout_clips, read_clips
 from worldvq.data.tokens import TokenMeta, TokenStore
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, plural
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.files.differences import require_same
 from worldvq.files.weights import hash_module
-from worldvq.media.pictures import grid, save_png
+from worldvq.media.pictures import save_png
+from worldvq.media.tiles import grid
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.losses import dynamics_loss
@@ -77,7 +78,7 @@ def train_dynamics(
     )
     joined = WorldModel(vqvae, model, _world_meta(store.meta, config.evaluate))
     height, width = vqvae.grid
-    summary = f"dynamics, {height * width} tokens a frame, clips of {training.clip_frames} frames"
+    summary = f"dynamics, {height * width} tokens a frame, clips of {plural(training.clip_frames, 'frame')}"
     picture = _imagined_strip(joined, store, config.evaluate, training, out)
     inputs = {**made, "action_space": store.action_space.to_json(), "tokens": store.fingerprint(), "start": started}
     begin = functools.partial(begin_run, out, "dynamics", config.sections(DynamicsSections), inputs)

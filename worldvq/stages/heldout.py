@@ -15,7 +15,7 @@ def heldout_batches(store: EpisodeStore | TokenStore, training: TrainConfig) -> 
         return ClipSampler(store, "heldout", training.clip_frames, training.batch_size, training.seed)
     if is_first_process():
         print(
-            f"{store.path} has no held-out episodes ({len(store)} in all, every {store.heldout_every}th is held out): "
+            f"{store.path} has no held-out episodes ({len(store)} in all, 1 in {store.heldout_every} is held out): "
             f"training shows no held-out loss and no pictures",
             flush=True,
         )

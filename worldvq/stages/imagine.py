@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldvq.data.clips import heldout_clips, read_clips
+from worldvq.data.clips import heldout_clips, read_clips, spread_by_change
 from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import UsageError
+from worldvq.evaluation.config import EvaluateConfig
 from worldvq.evaluation.protocol import check_fits
 from worldvq.media.pictures import paper_figure, save_png, save_rollout
 from worldvq.types import ActionSpace, Clip
@@ -19,6 +20,8 @@ from worldvq.world.model import WorldModel
 
 PAPER = (("forward",), ("turn_right", "look_right", "right"))
 """The two rows of the figure of the VQ-VAE paper: what the name of the action ends with, best first."""
+CANDIDATES = EvaluateConfig().clips
+"""Of so many held-out clips some are shown: those that an evaluation scores, unless it was told otherwise."""
 
 
 def imagine(
@@ -32,6 +35,8 @@ def imagine(
     seed: int,
     sampling: dict[str, Any],
     device: str = "auto",
+    fps: float = 6,
+    scale: int | None = None,
 ) -> list[Path]:
     """Write the rollout video and its strip, or the paper's figure.
 
@@ -42,10 +47,12 @@ def imagine(
         context: Real frames given.
         num_frames: Imagined frames.
         actions: ``recorded``, ``paper``, an action's name or number, or a file.
-        num_clips: Contexts.
+        num_clips: Contexts: of CANDIDATES held-out clips those that :func:`spread_by_change` chooses.
         seed: Of the contexts and of the sampling.
         sampling: ``temperature``, ``top_k``, ``top_p``; what is missing or None is the world's own.
         device: See :meth:`WorldModel.load`.
+        fps: Frames a second of the video.
+        scale: Pixels of the video a pixel of a frame; see :func:`worldvq.media.pictures.rollout_frames`.
 
     Returns:
         What was written.
@@ -59,23 +66,21 @@ def imagine(
     check_fits(world, store)
     # With recorded actions the whole window must exist; otherwise the context is enough.
     length = context + num_frames if actions == "recorded" else context
-    clip = read_clips(store, heldout_clips(store, num_clips, length, seed), length)
+    setting = "--context + --frames" if actions == "recorded" else "--context"
+    ids = heldout_clips(store, max(num_clips, CANDIDATES), length, seed, setting)
+    clip = read_clips(store, ids[spread_by_change(store, ids, length, num_clips)], length)
     if actions == "paper":
-        return [_paper(world, clip, out, num_frames, seed, sampling)]
+        return [_paper(world, clip, out, num_frames, seed, sampling, scale)]
     taken = clip.actions[:, : context + num_frames - 1]
     if actions != "recorded":
         taken = torch.cat(
             [clip.actions[:, : context - 1], _chosen(world.action_space, actions, num_frames, len(taken))], 1
         )
     imagined = world.imagine(clip.frames[:, :context], taken, seed=seed, **sampling)
-    real = clip.frames
-    if actions != "recorded":  # nothing real to show: what was imagined stands alone
-        real = torch.cat([clip.frames, torch.zeros_like(imagined)], 1)
+    real = clip.frames.numpy() if actions == "recorded" else None  # else what was imagined stands alone
     reconstruction = world.render(world.tokenize(clip.frames))
-    if actions != "recorded":
-        reconstruction = torch.cat([reconstruction, torch.zeros_like(imagined)], 1)
-    arrays = [part.numpy() for part in (real, reconstruction, imagined, taken)]
-    return list(save_rollout(out, arrays[0], arrays[1], arrays[2], arrays[3], world.action_space, context))
+    rebuilt, dreamt, acted = (part.numpy() for part in (reconstruction, imagined, taken))
+    return list(save_rollout(out, real, rebuilt, dreamt, acted, world.action_space, context, fps, scale))
 
 
 def _chosen(space: ActionSpace, actions: str, num_frames: int, batch: int) -> torch.Tensor:
@@ -87,7 +92,9 @@ def _chosen(space: ActionSpace, actions: str, num_frames: int, batch: int) -> to
     return torch.from_numpy(steps)[None].expand(batch, *steps.shape)
 
 
-def _paper(world: WorldModel, clip: Clip, out: Path, num_frames: int, seed: int, sampling: dict[str, Any]) -> Path:
+def _paper(
+    world: WorldModel, clip: Clip, out: Path, num_frames: int, seed: int, sampling: dict[str, Any], scale: int | None
+) -> Path:
     """One context; all forward in the first row, all turn right in the second (van den Oord et al. 2017, figure 7)."""
     space = world.action_space
     names = [name.lower() for name in space.names] if space.kind == "discrete" else []
@@ -102,4 +109,4 @@ def _paper(world: WorldModel, clip: Clip, out: Path, num_frames: int, seed: int,
     for name in chosen:
         steps = _chosen(world.action_space, str(name), num_frames, 1)
         rows[str(name)] = world.imagine(frames, torch.cat([before, steps], 1), seed=seed, **sampling)[0].numpy()
-    return save_png(out.with_suffix(".png"), paper_figure(frames[0].numpy(), rows))
+    return save_png(out.with_suffix(".png"), paper_figure(frames[0].numpy(), rows, scale))

@@ -11,7 +11,8 @@ import torch
 
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
-from worldvq.media.pictures import grid, save_png
+from worldvq.media.pictures import save_png
+from worldvq.media.tiles import grid
 from worldvq.models.loading import save_tokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.tokenizer_losses import make_tokenizer_loss

@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator, DistributedType
 from torch import nn
 
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, plural
 from worldvq.nn.memory import memory_errors
 from worldvq.nn.quantizer import Quantizer
 from worldvq.training.checkpoints import Checkpoint, Checkpoints, fill_optimizer
@@ -145,7 +145,7 @@ def _announce(loop: Loop, step: int, summary: str) -> None:
             f"{' (FSDP)' if accelerator.is_fsdp2 else ''}, "
             f"precision {accelerator.mixed_precision.replace('no', 'fp32')}, "
             f"{sum(p.numel() for p in loop.plain.parameters()) / 1e6:.2f}M parameters, "
-            f"{f'resuming at step {step}, ' if step else ''}{config.steps} steps of {config.batch_size}, "
+            f"{f'resuming at step {step}, ' if step else ''}{plural(config.steps, 'step')} of {config.batch_size}, "
             f"expected {(config.steps - step) * seconds / 60:.1f} min",
             flush=True,
         )

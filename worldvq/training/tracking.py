@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from worldvq.errors import UsageError, did_you_mean
 from worldvq.files.atomic import disk_errors, write_atomic
@@ -77,8 +78,10 @@ class Log:
         self._start_trackers(accelerator, start, config)
         self.console = Console(stderr=True)
         self._last_line = time.monotonic()
-        columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-        self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
+        # The numbers take what the rest leaves: on a narrow terminal it is them that are cut.
+        numbers = TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+        columns = (BarColumn(bar_width=12), MofNCompleteColumn(), TextColumn("ETA"), TimeRemainingColumn(), numbers)
+        self.bar = Progress(*columns, console=self.console, expand=True)
         self.task = self.bar.add_task("train", total=total, completed=start, text="")
         if self.console.is_terminal:
             self.bar.start()
@@ -108,8 +111,9 @@ class Log:
         numbers = {key: value for key, value in row.items() if key != "step"}
         for tracker in self.trackers:
             tracker.log(numbers, step=row["step"])
-        heldout = f" held out {row['heldout_loss']:.4g}" if "heldout_loss" in row else ""
-        text = f"loss {row['loss']:.4g}{heldout} {row['clips_per_second']:,.1f} clips/s"  # all else is in the file
+        heldout = f" held out {row['heldout_loss']:.3g}" if "heldout_loss" in row else ""
+        rate = row["clips_per_second"]
+        text = f"loss {row['loss']:.3g}{heldout} {rate:,.{int(rate < 10)}f} clips/s"  # all else is in the file
         self.bar.update(self.task, text=text)
         if not self.console.is_terminal and time.monotonic() - self._last_line > 20:
             self._last_line = time.monotonic()

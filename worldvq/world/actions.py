@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from worldvq.errors import CorruptFileError, UsageError, did_you_mean
+from worldvq.errors import CorruptFileError, UsageError, did_you_mean, plural
 from worldvq.files.arrays import read_array
 from worldvq.files.differences import printable
 from worldvq.files.reading import read_json
@@ -36,7 +36,8 @@ def find_action(space: ActionSpace, name: str) -> np.ndarray:
     except ValueError:
         action = np.empty(0)
     if action.shape != space.shape:
-        raise UsageError(f"--actions {shown}: write {space.shape[0]} numbers with commas between, recorded, or a file")
+        numbers = plural(space.shape[0], "number")
+        raise UsageError(f"--actions {shown}: write {numbers} with commas between, recorded, or a file")
     return check_actions(action[None], space, f"--actions {shown}")[0]
 
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, plural
 from worldvq.models.config import SamplingConfig
 from worldvq.models.dynamics import DynamicsState
 from worldvq.models.sampling import Drafts, WholeGrid, draw, draw_noise
@@ -99,7 +99,10 @@ class Dream:
         actions = as_tensor(actions)
         between = tuple(actions.shape[1:2])
         if between and between != (context - 1,):
-            raise UsageError(f"{context} context frames have {context - 1} actions between them, got {between[0]}")
+            frames = plural(context, "frame")
+            raise UsageError(
+                f"a context of {frames} has {plural(context - 1, 'action')} between them, got {between[0]}"
+            )
         taken = stored_actions(actions, engine.action_space, (batch, context - 1), "the context").to(engine.device)
         state, observe = engine.dynamics.start(batch), engine.steps(self.sampling.compile).observe
         tokens = tokens.to(engine.device)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from worldvq.config.yaml_loading import build
-from worldvq.errors import CorruptFileError, UsageError
+from worldvq.errors import CorruptFileError, UsageError, plural
 from worldvq.files.atomic import write_together
 from worldvq.files.differences import require_same
 from worldvq.files.reading import read_sealed, seal
@@ -271,7 +271,7 @@ class WorldModel:
         shape = self.action_space.shape
         if actions.ndim < 2 or len(actions) != batch or actions.shape[2:] != shape or actions.shape[1] < context:
             raise UsageError(
-                f"actions {list(actions.shape)} do not fit {batch} contexts of {context} frames: this world takes "
-                f"(B, context - 1 + N{''.join(f', {side}' for side in shape)}) with N >= 1"
+                f"actions {list(actions.shape)} do not fit {plural(batch, 'context')} of {plural(context, 'frame')}: "
+                f"this world takes (B, context - 1 + N{''.join(f', {side}' for side in shape)}) with N >= 1"
             )
         return stored_actions(actions, self.action_space, (batch, actions.shape[1]), "a clip")

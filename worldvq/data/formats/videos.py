@@ -16,7 +16,7 @@ from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.data.formats.action_tables import ActionTable, Track, read_arrays, read_table
 from worldvq.data.formats.action_values import SpaceOptions, Steps, choose_space, encode, steps_of
 from worldvq.data.formats.exported import ABOUT, TABLE, counted, read_about
-from worldvq.errors import RunError, UsageError, did_you_mean
+from worldvq.errors import RunError, UsageError, did_you_mean, plural
 from worldvq.files.differences import printable, require_same
 from worldvq.files.lock import check_unlocked
 from worldvq.files.reading import open_file
@@ -232,7 +232,7 @@ def _steps(track: Track | None, video: Video, every: int) -> Steps:
     kept, whole = video.num_kept(every), video.num_frames
     if kept < 2:
         what = f" ({whole} before one of {every} is kept)" if every > 1 else ""
-        raise UsageError(f"{video.path} has {kept} frame{what}: an episode needs two")
+        raise UsageError(f"{video.path} has {plural(kept, 'frame')}{what}: an episode needs two")
     if track is None:
         track = Track(str(video.path), list(range(kept - 1)), [[0]] * (kept - 1), [0.0] * (kept - 1))
         track.endings = [(False, False, False)] * (kept - 1)
@@ -268,8 +268,8 @@ def _say_sizes(videos: dict[str, Video], size: tuple[int, int], fit: Fit, every:
     frames = sum(video.num_kept(every) for video in videos.values())
     kept = f", one frame of {every} kept" if every > 1 else ""
     stored = f"{size[0]}x{size[1]}"
-    count = f"{len(videos)} video{'s' if len(videos) > 1 else ''}"
-    print(f"{count} of {shown} at {_range(rates)} fps -> {frames} frames of {stored}{kept}", flush=True)
+    counts = plural(len(videos), "video"), plural(frames, "frame")
+    print(f"{counts[0]} of {shown} at {_range(rates)} fps -> {counts[1]} of {stored}{kept}", flush=True)
     change = max(abs(math.log(width / height / (size[1] / size[0]))) for height, width in shapes)
     if change > math.log(1 + ASPECT_CHANGE):
         done = {"squash": "are squashed", "pad": "get black bars", "crop": "lose their edges"}[fit]
@@ -294,5 +294,5 @@ def _say_actions(table: ActionTable, space: ActionSpace, steps: dict[str, Steps]
         what = names or f"choices of {' x '.join(map(str, space.nvec))}"
     print(f"actions of {table.source}: {space.kind} ({what}{parts})", flush=True)
     if dropped := [name for name, part in steps.items() if part.dropped]:
-        where = f"{len(dropped)} of {len(steps)} videos"
+        where = f"{len(dropped)} of {plural(len(steps), 'video')}"
         print(f"as many actions as frames in {where}: the last action, which leads nowhere, is left out", flush=True)
