@@ -159,18 +159,22 @@ def test_another_dataset_is_not_continued(reference, env, changes, words):
     assert files(reference.path) == before
 
 
-def test_the_last_episode_is_cut_where_the_frames_are_reached_and_workers_close_what_they_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr("worldvq.recording.workers.CLOSE_SECONDS", 120.0)
-    (tmp_path / "diary").mkdir()
-    env = toy(length=9, diary=str(tmp_path / "diary"))
-    store = run(tmp_path / "d", env, frames=33, policy="support.toy_env:always_two")
+def test_the_last_episode_is_cut_where_the_frames_are_reached(tmp_path):
+    store = run(tmp_path / "d", toy(length=9), frames=33, policy="support.toy_env:always_two")
     assert [(entry.num_frames, entry.truncated) for entry in store.entries] == [(10, False)] * 3 + [(3, True)]
     assert set(files(tmp_path / "d")) == {Path(entry.file).name for entry in store.entries}
     assert all((store.read(number).actions == 2).all() for number in store.numbers())
+    again = run(tmp_path / "d", toy(length=9), frames=33, policy="support.toy_env:always_two")
+    assert len(again) == 4
+
+
+def test_workers_close_what_they_opened(tmp_path, monkeypatch):
+    """But for one whose episode is cut while it plays: that one is killed, so that nothing is written twice."""
+    monkeypatch.setattr("worldvq.recording.workers.CLOSE_SECONDS", 120.0)
+    (tmp_path / "diary").mkdir()
+    run(tmp_path / "d", toy(length=9, diary=str(tmp_path / "diary")), frames=30, policy="support.toy_env:always_two")
     begun, closed = ({f.name.split("-")[1] for f in (tmp_path / "diary").glob(f"{w}-*")} for w in ("begun", "closed"))
     assert begun == closed and len(begun) == 1  # the worker that looked first went on to play
-    again = run(tmp_path / "d", env, frames=33, policy="support.toy_env:always_two")
-    assert len(again) == 4
 
 
 def test_a_dataset_of_the_older_held_is_not_continued_by_another(reference, tmp_path):

@@ -62,7 +62,7 @@ class Store(Generic[M]):
             problem = f"holds no {cls.what} (no {cls.meta_file})" if path.exists() else f"no such {cls.what}"
             raise UsageError(f"{path}: {problem}; make one with: {cls.how_to_make}")
         if not (path / INDEX).exists() and (shards := shard_indexes(path)):
-            raise UsageError(f"{path} holds {plural(len(shards), 'shard')} not merged yet: worldvq data merge {path}")
+            raise UsageError(f"{path} holds {plural(len(shards), 'shard')} not merged: worldvq data merge {path}")
         refuse_links(path)
         meta = cls.read_meta(path)
         return cls(path, meta, read_index(path / INDEX)[0])

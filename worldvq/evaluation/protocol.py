@@ -38,6 +38,7 @@ from worldvq.evaluation.summary import summarize
 from worldvq.files.atomic import disk_errors, write_atomic
 from worldvq.files.differences import differences, require_same
 from worldvq.files.lock import Lock
+from worldvq.nn.memory import memory_errors
 from worldvq.types import ActionSpace, TokenClip
 
 if TYPE_CHECKING:
@@ -128,8 +129,11 @@ def evaluate(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, p
             parts.prepare()
         processes.wait_for_first()
         missing = [number for number in range(processes.index, plan.num_parts, processes.count) if number not in parts]
-        for number, part in _collect(plan, missing, console):
-            parts.write(number, part)
+        with memory_errors(
+            f"fewer clips at once take less: evaluate.batch_size (--batch-size), now {config.batch_size}"
+        ):
+            for number, part in _collect(plan, missing, console):
+                parts.write(number, part)
         processes.wait_for_others()
         if processes.is_first:
             _write(plan, parts.join(plan.num_parts), out, begun)
