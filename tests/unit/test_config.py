@@ -8,7 +8,7 @@ from worldvq.models.config import TokenizerConfig
 from worldvq.stages.experiment import ExperimentConfig, find_config, load_config, override
 
 
-@pytest.mark.parametrize("name", ["maze", "doom", "tiny"])
+@pytest.mark.parametrize("name", ["maze", "doom", "car", "tiny"])
 def test_shipped_configs_load_and_survive_a_round_trip(name):
     config = load_config(name)
     assert build(ExperimentConfig, parse_yaml(dump_yaml(config.model_dump(mode="json")), "dump"), "dump") == config

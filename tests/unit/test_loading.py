@@ -78,7 +78,7 @@ def builder(make, built):
     return build
 
 
-@pytest.mark.parametrize("name", ["tiny", "maze", "doom"])
+@pytest.mark.parametrize("name", ["tiny", "maze", "doom", "car"])
 def test_models_of_the_usual_size_are_built_once(tmp_path, name):
     """Building on the meta device imports torch's compiler, which takes a second."""
     config = load_config(name)
