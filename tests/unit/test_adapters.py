@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import numpy as np
@@ -225,3 +226,27 @@ def test_vizdoom_keywords_that_it_would_ignore_are_refused():
     config = EnvConfig(id="VizdoomMyWayHome-v1", kwargs={"frame_skip": 2}, frame_skip=4)
     with pytest.raises(UsageError, match=r"env.frame_skip and env.kwargs.frame_skip"):
         find_family(config.id).kwargs(config)
+
+
+@pytest.mark.parametrize(
+    ("display", "chosen", "expected"), [("", "", "egl"), ("", "osmesa", "osmesa"), (":0", "", None)]
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="where there are machines without a display")
+def test_mujoco_draws_without_a_display_unless_told_how(monkeypatch, display, chosen, expected):
+    for name, value in (("DISPLAY", display), ("WAYLAND_DISPLAY", ""), ("MUJOCO_GL", chosen)):
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.setenv(name, "x")  # so that what is set below is put back
+            monkeypatch.delenv(name)
+    find_family("HalfCheetah-v5").prepare(EnvConfig(id="HalfCheetah-v5"))
+    assert os.environ.get("MUJOCO_GL") == expected
+
+
+def test_mujoco_draws_what_is_stored_unless_something_is_cut_off():
+    config = EnvConfig(id="HalfCheetah-v5", size=(48, 64), frame_skip=3)
+    family = find_family(config.id)
+    assert family.kwargs(config) == ({"height": 48, "width": 64}, 3)
+    assert family.kwargs(config.model_copy(update={"crop": (0, 8, 0, 0)})) == ({}, 3)
+    own = config.model_copy(update={"kwargs": {"width": 640}})
+    assert family.kwargs(own) == ({"width": 640}, 3)
