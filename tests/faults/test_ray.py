@@ -19,7 +19,9 @@ def test_a_cluster_that_loses_a_node_records_the_same_dataset(tmp_path):
     from support.ray_cluster import settings
 
     out, gate, before = tmp_path / "cluster", tmp_path / "gate", shared_memory()
-    environment = programs.environment(RAY_USAGE_STATS_ENABLED=0, **{MARK: tmp_path})
+    # Ray gives its workers a niceness of 15: beside two busy processes they would take minutes to import anything.
+    mark = {MARK: tmp_path, "RAY_worker_niceness": 0}
+    environment = programs.environment(RAY_USAGE_STATS_ENABLED=0, **mark)
     command = [sys.executable, str(programs.ROOT / "tests/support/ray_cluster.py"), str(out), str(gate)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
