@@ -14,6 +14,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,14 +28,22 @@ from worldvq.recording.config import RecordConfig
 from worldvq.stages.record import record
 
 
-def step_bare(config: EnvConfig, hold: int, seed: int, start, seconds: float, queue) -> None:
-    """Body of a bare process: puts its steps a second into ``queue``."""
+@contextlib.contextmanager
+def bare(config: EnvConfig, seed: int) -> Iterator[tuple[gymnasium.Env, int]]:
+    """Make an environment without adapter and reset it; yields it, and how often each action is to be repeated."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # ViZDoom writes where it starts
         family = find_family(config.id)
         family.prepare(config)
         kwargs, repeat = family.kwargs(config)
         env = gymnasium.make(config.id, disable_env_checker=True, **kwargs)
         env.reset(seed=seed)
+        yield env, repeat
+        env.close()
+
+
+def step_bare(config: EnvConfig, hold: int, seed: int, start, seconds: float, queue) -> None:
+    """Body of a bare process: puts its steps a second into ``queue``."""
+    with bare(config, seed) as (env, repeat):
         rng = np.random.default_rng(seed)
         start.wait()
         begun, count, left, action = time.perf_counter(), 0, 0, env.action_space.sample()
@@ -49,7 +58,6 @@ def step_bare(config: EnvConfig, hold: int, seed: int, start, seconds: float, qu
                     break
             count += 1
         queue.put(count / (time.perf_counter() - begun))
-        env.close()
 
 
 def bare_rate(config: EnvConfig, record_config: RecordConfig, seconds: float) -> float:

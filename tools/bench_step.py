@@ -10,15 +10,12 @@ each way, and that of a core which has gone to sleep takes longest.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import multiprocessing
 import os
-import tempfile
 import time
 
-import gymnasium
 import numpy as np
-from worldvq_envs.families import find_family
+from bench_record import bare
 
 from worldvq.config.env import EnvConfig
 
@@ -27,12 +24,7 @@ def measure(config: EnvConfig, seconds: float, core: int | None, queue) -> None:
     """Body of a process: puts the microseconds of its steps into ``queue``."""
     if core is not None:
         os.sched_setaffinity(0, {core})  # what it starts stays there too
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        family = find_family(config.id)
-        family.prepare(config)
-        kwargs, _ = family.kwargs(config)
-        env = gymnasium.make(config.id, disable_env_checker=True, **kwargs)
-        env.reset(seed=0)
+    with bare(config, seed=0) as (env, _):
         env.action_space.seed(0)
         found, end = [], time.perf_counter() + seconds
         while time.perf_counter() < end:
@@ -41,7 +33,6 @@ def measure(config: EnvConfig, seconds: float, core: int | None, queue) -> None:
             found.append(1e6 * (time.perf_counter() - begun))
             if terminated or truncated:
                 env.reset()
-        env.close()
     queue.put(np.percentile(found, [10, 50, 90]).tolist())
 
 
@@ -66,8 +57,8 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     for _ in range(arguments.rounds):
         for name in ("all cores", "one core", "all cores, awake"):
-            busy = [context.Process(target=keep_awake, args=(core,), daemon=True) for core in cores]
-            busy = busy if name.endswith("awake") else []
+            awake = cores if name.endswith("awake") else []
+            busy = [context.Process(target=keep_awake, args=(core,), daemon=True) for core in awake]
             queue, core = context.SimpleQueue(), cores[0] if name == "one core" else None
             process = context.Process(target=measure, args=(config, arguments.seconds, core, queue))
             for one in (*busy, process):

@@ -11,7 +11,7 @@ from worldvq.files.weights import check_fit, hash_module, layout_of, layout_of_t
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.training.checkpoints import Checkpoints
-from worldvq.world.model import WorldModel
+from worldvq.world.model import WORLD_FILE, WorldModel
 
 
 def start_from(folder: Path, model: nn.Module) -> str:
@@ -30,7 +30,7 @@ def start_from(folder: Path, model: nn.Module) -> str:
         CorruptFileError: A file is damaged, or its model has other sizes; names all that differ.
     """
     is_tokenizer = isinstance(model, Tokenizer)
-    if (folder / "world.json").is_file():
+    if (folder / WORLD_FILE).is_file():
         world = WorldModel.load(folder, "cpu")
         tensors = (world.tokenizer if is_tokenizer else world.dynamics).state_dict()
     elif is_tokenizer:

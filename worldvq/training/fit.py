@@ -95,10 +95,9 @@ def fit(
 
 
 def _less_memory(config: TrainConfig) -> str:
-    half = 2 * config.accumulate
     return (
-        f"more passes take less, accumulate={half} instead of {config.accumulate}, with the same batches, or a smaller "
-        f"batch_size, now {config.batch_size}; the last checkpoint is intact"
+        f"more passes take less, accumulate={2 * config.accumulate} instead of {config.accumulate}, with the same "
+        f"batches, or a smaller batch_size, now {config.batch_size}; the last checkpoint is intact"
     )
 
 

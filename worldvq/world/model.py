@@ -29,6 +29,8 @@ from worldvq.world.dream import Dream
 from worldvq.world.engine import Engine
 
 FORMAT_VERSION = 3
+WORLD_FILE = "world.json"
+"""What a folder has that holds a world."""
 
 
 class Imagined(NamedTuple):
@@ -128,7 +130,7 @@ class WorldModel:
             {
                 folder / "tokenizer.safetensors": module_bytes(self.tokenizer),
                 folder / "dynamics.safetensors": module_bytes(self.dynamics),
-                folder / "world.json": seal(description),
+                folder / WORLD_FILE: seal(description),
             }
         )
 
@@ -145,7 +147,7 @@ class WorldModel:
             CorruptFileError: A file is damaged.
         """
         folder = Path(folder)
-        path = folder / "world.json"
+        path = folder / WORLD_FILE
         if not path.is_file():
             raise UsageError(f"no world in {folder}: make one with `worldvq train dynamics` or `worldvq demo`")
         data = read_sealed(path)
