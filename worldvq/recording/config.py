@@ -27,7 +27,8 @@ class RecordConfig(Config):
     """Episode n is held out when n % heldout_every == heldout_every - 1. A dataset that is there may be given another
     number, which records nothing again; not given, it keeps its own."""
     compression: Literal["none", "zstd"] = "none"
-    """``zstd`` loses nothing and saves space (ViZDoom takes 37 %, the maze 14 %); a tokenizer reads its frames at less
-    than a twentieth of the speed, which counts on a GPU alone (docs/results.md). It needs the ``zstd`` extra."""
+    """``zstd`` loses nothing and saves space (ViZDoom takes 37 %, the maze 14 %); a tokenizer reads its frames at a
+    twentieth of the speed or less, which by calculation counts on a GPU alone (docs/results.md). It needs the ``zstd``
+    extra."""
     timeout: PositiveFloat = 60.0
     """Seconds that an environment may take to be built, reset or stepped; then its worker is killed and replaced."""
