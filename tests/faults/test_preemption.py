@@ -192,3 +192,15 @@ def test_handlers_are_put_back_and_what_cleans_up_runs():
         cleaned.append("not interrupted")
     assert len(cleaned) == 2
     assert [signal.getsignal(signum) for signum in SIGNALS] == before
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("arguments", [["--version"], ["data", "info", "absent"]])
+def test_a_signal_that_comes_when_all_is_said_changes_no_exit_code(arguments, signum):
+    """As a program ends: it had its say, and Python takes its time to clean up."""
+    code = "import atexit, os, signal, sys\nfrom worldvq.cli.main import main\n"
+    code += f"atexit.register(os.kill, os.getpid(), {int(signum)})\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], check=False, capture_output=True, env=programs.environment()
+    )
+    assert done.returncode == (0 if arguments == ["--version"] else 2), done.stderr

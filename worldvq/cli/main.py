@@ -80,9 +80,9 @@ def _is_click_usage(error: Exception) -> bool:
     return hasattr(error, "format_message") and hasattr(error, "exit_code")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point. ``--debug`` anywhere shows the traceback of an error."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+def main(given: list[str] | None = None) -> None:
+    """Entry point, of a program where no arguments are given. ``--debug`` anywhere shows the traceback of an error."""
+    arguments = sys.argv[1:] if given is None else given
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ.setdefault("ACCELERATE_LOG_LEVEL", "error")
@@ -91,5 +91,5 @@ def main(arguments: list[str] | None = None) -> None:
     if debug:
         os.environ[DEBUG] = "1"
     runner = _run_in_the_open if debug else _run
-    with StopAtOnce():
+    with StopAtOnce(ends_program=given is None):
         sys.exit(runner(arguments))

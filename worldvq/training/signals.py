@@ -40,12 +40,31 @@ class _Handlers:
 
 
 class StopAtOnce(_Handlers):
-    """Raises StoppedError where the signal finds the program, so that what cleans up does: for stages that resume."""
+    """Raises StoppedError where the signal finds the program, so that what cleans up does: for stages that resume.
+
+    Args:
+        ends_program: Nothing comes after the block but the end of the program: a signal that finds it there, when all
+            is done and said, no longer changes how it ends.
+    """
+
+    def __init__(self, ends_program: bool = False) -> None:
+        super().__init__()
+        self._ends_program = ends_program
+
+    def __enter__(self) -> Any:
+        super().__enter__()
+        if self._ends_program:
+            self._before = dict.fromkeys(self._before, _ignore)
+        return self
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if not self.signum:
             self.signum = signum
             raise StoppedError(signum)
+
+
+def _ignore(signum: int, frame: FrameType | None) -> None:
+    """A handler, as programs that are started inherit SIG_IGN."""
 
 
 class StopWhenSaved(_Handlers):
