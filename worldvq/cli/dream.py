@@ -88,6 +88,23 @@ def evaluate_command(
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
+    counterfactual: Annotated[
+        bool,
+        typer.Option(
+            "--counterfactual",
+            help="Also fork held-out situations, hold every action for real and in the dream, compare.",
+        ),
+    ] = False,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory", help="Also walk there and back, and see whether the dream comes back to what it was shown."
+        ),
+    ] = False,
+    situations: Annotated[int, typer.Option(min=4, help="Held-out situations of --counterfactual and --memory.")] = 48,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Play the environment that DATA names even where that runs code of its own.")
+    ] = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure imagined frames on held-out episodes, beside the yardsticks that make the numbers mean something.
@@ -107,7 +124,15 @@ def evaluate_command(
     settings: dict[str, Any] = {"context": context, "horizon": horizon, "clips": clips, "batch_size": batch_size}
     settings["seed"] = seed
     settings["sampling"] = loaded.sampling_with({"temperature": temperature, "top_k": top_k, "top_p": top_p})
-    report = evaluate(loaded, data, out, build(EvaluateConfig, settings, "evaluate"))
+    protocol = build(EvaluateConfig, settings, "evaluate")
+    more: dict[str, Any] = {}
+    if (counterfactual or memory) and is_first_process():
+        from worldvq.stages.interventions import intervene
+
+        more = intervene(
+            loaded, data, out, protocol, branches=counterfactual, returns=memory, situations=situations, trust=trust
+        )
+    report = evaluate(loaded, data, out, protocol, more=more)
     if is_first_process():
         _print_report(report)
         print(f"{out / 'report.json'}\n{out / 'index.html'}")
@@ -144,6 +169,8 @@ def demo_command(
 
 def _print_report(report: dict[str, Any]) -> None:
     """A short table: means over the horizon."""
+    from worldvq.evaluation.interventions_page import cards
+
     title = (
         f"{plural(report['num_clips'], 'held-out clip')}, context {report['context']}, horizons 1-{report['horizon']}"
     )
@@ -152,6 +179,8 @@ def _print_report(report: dict[str, Any]) -> None:
         means = [sum(report[key][name]["mean"]) / report["horizon"] for key in ("psnr", "ssim")]
         table.add_row(name.replace("_", " "), f"{means[0]:.2f}", f"{means[1]:.3f}")
     Console().print(table)
+    for value, meaning in cards(report):
+        print(f"{value} {meaning}")
     print(
         f"{report['nats_per_token']:.3f} nats/token, {report['bits_per_frame']:.0f} bits/frame, "
         f"codebook perplexity {report['perplexity']:.0f}"

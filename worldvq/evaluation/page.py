@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from worldvq.errors import plural
+from worldvq.evaluation.interventions_page import cards, section
 from worldvq.files.atomic import write_atomic
 from worldvq.media.pictures import rollout_frames, save_png, strip
 from worldvq.media.videos import write_video
@@ -79,7 +80,7 @@ def write_page(out: Path, report: dict[str, Any], rollouts: Rollouts) -> Path:
     drawn = strip(real, rebuilt, imagined, actions, rollouts.action_space, rollouts.context)
     picture = save_png(out / "strip.png", drawn)
     plots = [_save_plot(out / f"{name}.png", figure) for name, figure in _figures(report).items()]
-    context, horizon = report["context"], report["horizon"]
+    context, horizon, branches = report["context"], report["horizon"], out / "branches.png"
     source = string.Template((importlib.resources.files("worldvq.evaluation") / "report.html").read_text("utf-8"))
     page = source.substitute(
         title=html.escape(f"{report['env_id']}: imagined futures"),
@@ -87,6 +88,7 @@ def write_page(out: Path, report: dict[str, Any], rollouts: Rollouts) -> Path:
         f"{plural(context, 'frame')} of context, {horizon} imagined · "
         f"worldvq {html.escape(report['versions']['worldvq'])}",
         cards=_cards(report),
+        interventions=section(report, _embed(branches, "image/png") if branches.is_file() else None),
         video=f'<video controls autoplay loop muted playsinline src="{_embed(video, "video/mp4")}"></video>',
         num_shown=len(rollouts.real),
         strip=_embed(picture, "image/png"),
@@ -189,14 +191,15 @@ def _claim(report: dict[str, Any]) -> str:
 
 def _cards(report: dict[str, Any]) -> str:
     gains, summary = report["gains"]["psnr"], report["summary"]["psnr"]
-    cards = [
+    shown = [
+        *cards(report),
         (f"{_number(summary['imagined'])} dB", f"PSNR of imagined frames 1–{report['horizon']}"),
         (f"{gains['over_copy_last']['mean']:+.2f} dB", "over copying the last frame"),
         (f"{gains['over_shuffled_actions']['mean']:+.2f} dB", "over shuffled actions: control"),
         (f"{_number(summary['reconstruction'])} dB", "ceiling: the tokenizer"),
         (_number(report["nats_per_token"]), f"nats per token, {_number(report['bits_per_frame'], 0)} bits per frame"),
     ]
-    return "".join(f'<div class="card"><b>{value}</b><span>{text}</span></div>' for value, text in cards)
+    return "".join(f'<div class="card"><b>{value}</b><span>{text}</span></div>' for value, text in shown)
 
 
 def _table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:

@@ -94,7 +94,14 @@ class _Plan:
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def evaluate(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, progress: bool = True) -> dict[str, Any]:
+def evaluate(
+    world: WorldModel,
+    data: Path,
+    out: Path,
+    config: EvaluateConfig,
+    progress: bool = True,
+    more: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Score a world on held-out clips; writes ``report.json``, ``index.html``, ``rollout.mp4`` and ``strip.png``.
 
     What a run that was ended has finished is kept in ``out``, and used by the next of the same world, protocol and
@@ -106,6 +113,7 @@ def evaluate(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, p
         out: Folder of the report; made if it is missing.
         config: How many clips, how long, how sampled.
         progress: Show a progress bar and notes on stderr.
+        more: What else the report is to hold: that of :func:`worldvq.stages.interventions.intervene`.
 
     Returns:
         The report, as in ``report.json``; in every process.
@@ -136,7 +144,7 @@ def evaluate(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, p
                 parts.write(number, part)
         processes.wait_for_others()
         if processes.is_first:
-            _write(plan, parts.join(plan.num_parts), out, begun)
+            _write(plan, parts.join(plan.num_parts), out, begun, more or {})
             parts.remove()
     processes.wait_for_first()
     report = json.loads((out / "report.json").read_text())
@@ -165,11 +173,12 @@ def _plan(world: WorldModel, store: EpisodeStore, config: EvaluateConfig) -> _Pl
     return _Plan(world, store, config, ids, shown, horizons, notes)
 
 
-def _write(plan: _Plan, collected: Part, out: Path, begun: float) -> None:
+def _write(plan: _Plan, collected: Part, out: Path, begun: float, more: dict[str, Any]) -> None:
     """Write the report and its page."""
     config = plan.config
     report = summarize(collected, config, plan.horizons)
     report |= {
+        **more,
         "env_id": plan.store.meta.env.id,
         "data": str(plan.store.path),
         "world": _describe(plan.world),

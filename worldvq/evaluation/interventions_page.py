@@ -1,0 +1,135 @@
+"""How the report shows whether a dream obeys and remembers: cards, tables and the picture of branches."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from worldvq.errors import plural
+from worldvq.media.tiles import FAINT, enlarge, fill, grid, scale_to, text
+
+_SIDE, _MARGIN = 96, 150
+_STEPS = (1, 2, 4, 8)
+
+
+def branches_picture(plans: Sequence[str], real: np.ndarray, dream: np.ndarray) -> np.ndarray:
+    """Draw a row a plan, real frames over imagined ones, at a few steps.
+
+    Args:
+        plans: Their P names.
+        real: (P, H, height, width, 3) uint8, branches of one situation.
+        dream: Likewise, imagined.
+    """
+    steps = [step for step in _STEPS if step <= real.shape[1]]
+    scale = scale_to(_SIDE, real.shape[2:4])
+    height, width = real.shape[2] * scale, real.shape[3] * scale
+    rows = [[fill(20, _MARGIN), *(text(f"+{step}", width, 20) for step in steps)]]
+    for name, true, imagined in zip(plans, real, dream, strict=True):
+        for who, frames, color in ((name, true, None), ("imagined", imagined, FAINT)):
+            words = text(who, _MARGIN, 24, color, "right") if color else text(who, _MARGIN, 24, align="right")
+            label = np.concatenate([fill(max(height // 2 - 12, 0), _MARGIN), words])
+            rows.append([label, *(enlarge(frames[step - 1], scale) for step in steps)])
+    return grid(rows, gap=3)
+
+
+def cards(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the first numbers of a report: retrieval, and how far below the ceiling a dream comes back."""
+    shown = []
+    if found := report.get("counterfactual"):
+        retrieval, step = found["retrieval"], min(4, found["horizon"])
+        value, chance = retrieval["mean"][step - 1], retrieval["chance"][step - 1]
+        shown.append((f"{value:.2f}", f"of imagined branches are told apart at step {step}; by chance {chance:.2f}"))
+    ways = [way for pair in report.get("memory", {}).get("pairs", []) for way in pair["ways"] if way["steps"] == 2]
+    if ways:
+        below = float(np.mean([way["ceiling"] - way["psnr"]["mean"] for way in ways]))
+        shown.append((f"{below:.1f} dB", "below the ceiling after two steps there and two back"))
+    return shown
+
+
+def section(report: dict[str, Any], picture: str | None) -> str:
+    """Return HTML of both tests, or "" where neither was made.
+
+    Args:
+        report: With ``counterfactual`` or ``memory``, as :func:`worldvq.stages.interventions.intervene` returns them.
+        picture: Address of that of :func:`branches_picture`.
+    """
+    parts = []
+    if found := report.get("counterfactual"):
+        parts += ["<h2>Does it obey?</h2>", _obey_text(found), _obey_table(found)]
+        if picture:
+            parts.append(f'<figure><img src="{picture}" alt="Branches of one situation, real over imagined"></figure>')
+    if memory := report.get("memory"):
+        parts += ["<h2>Does it remember?</h2>", _memory_text(memory), _memory_table(memory)]
+    return "\n".join(parts)
+
+
+def _obey_text(found: dict[str, Any]) -> str:
+    plans = ", ".join(html.escape(name) for name in found["plans"])
+    left = f" {found['left_out']} more were left out, as a branch ended early." if found["left_out"] else ""
+    return (
+        f"<p>{plural(found['situations'], 'held-out situation')} were forked: in each, every one of "
+        f"{len(found['plans'])} actions ({plans}) was held, for real and in the dream.{left} Retrieval is how often an "
+        "imagined branch lies nearest to its own real one. The PSNR over copying the last frame, further down, cannot "
+        "see this: much of a turning frame was never shown, and nobody can know it.</p>"
+    )
+
+
+def _obey_table(found: dict[str, Any]) -> str:
+    header = ["step", *map(str, range(1, found["horizon"] + 1))]
+    retrieval = found["retrieval"]
+    rows = [
+        ("retrieval", retrieval["mean"], "{:.2f}", True),
+        ("95 % interval", retrieval["ci95"], "{0[0]:.2f}–{0[1]:.2f}", False),
+        ("chance", retrieval["chance"], "{:.2f}", False),
+        ("ceiling: the tokenizer", retrieval["ceiling"], "{:.2f}", False),
+        ("PSNR over that under other actions, dB", found["delta_psnr"]["mean"], "{:+.2f}", False),
+        ("correlation of differences", found["correlation"]["mean"], "{:.2f}", False),
+    ]
+    rows += [
+        (f"retrieval of {html.escape(name)}", values, "{:.2f}", False)
+        for name, values in zip(found["plans"], retrieval["by_plan"], strict=True)
+    ]
+    return _table(header, rows)
+
+
+def _memory_text(memory: dict[str, Any]) -> str:
+    if not memory["pairs"] and not memory["turns"]:
+        return "<p>No action was found that another one undoes, and none that closes a circle: nothing to measure.</p>"
+    return (
+        "<p>There and back: the last frame is one that the context has shown, so a dream that remembers reaches the "
+        "tokenizer's ceiling. Only situations count in which the environment itself comes back to the same frame. "
+        "<i>Not returned</i> is what the frame at the turning point would score. PSNR in dB, with 95 % intervals.</p>"
+    )
+
+
+def _memory_table(memory: dict[str, Any]) -> str:
+    rows = []
+    for pair in memory["pairs"]:
+        for way in pair["ways"]:
+            rows.append((f"{html.escape(pair['there'])}, {html.escape(pair['back'])} × {way['steps']}", way))
+    rows += [(f"{html.escape(way['action'])} × {way['steps']}: a full turn", way) for way in memory["turns"]]
+    header = ["way", "dream", "95 % interval", "ceiling", "not returned", "situations"]
+    body = "".join(
+        f"<tr><td>{name}</td><td><b>{way['psnr']['mean']:.1f}</b></td>"
+        f"<td>{way['psnr']['ci95'][0]:.1f}–{way['psnr']['ci95'][1]:.1f}</td><td>{way['ceiling']:.1f}</td>"
+        f"<td>{way['not_returned']:.1f}</td><td>{way['situations']}</td></tr>"
+        for name, way in rows
+    )
+    return _wrap(header, body) if rows else ""
+
+
+def _table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[Any], str, bool]]) -> str:
+    """A table of a number a step; each row is its name, values, format, and whether it is the first one to look at."""
+    body = ""
+    for name, values, form, ours in rows:
+        cells = "".join(f"<td>{'–' if value is None else form.format(value)}</td>" for value in values)
+        body += f'<tr class="{"ours" if ours else ""}"><td>{name}</td>{cells}</tr>'
+    return _wrap(header, body)
+
+
+def _wrap(header: Sequence[str], body: str) -> str:
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -1,0 +1,85 @@
+"""The tests of a dream that act: branches of one situation, and ways that come back, played in the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from worldvq.config.code import import_named, search_last
+from worldvq.config.env import EnvConfig
+from worldvq.data.episodes import EpisodeStore
+from worldvq.errors import UsageError
+from worldvq.evaluation.branches import find_situations
+from worldvq.evaluation.config import EvaluateConfig
+from worldvq.evaluation.counterfactual import counterfactual
+from worldvq.evaluation.interventions_page import branches_picture
+from worldvq.evaluation.memory import there_and_back
+from worldvq.evaluation.protocol import check_fits
+from worldvq.media.pictures import save_png
+from worldvq.nn.memory import memory_errors
+from worldvq.stages.record import STREAM
+from worldvq.world.model import WorldModel
+
+HORIZON = 8
+"""Steps of a branch."""
+
+
+def intervene(
+    world: WorldModel,
+    data: Path,
+    out: Path,
+    config: EvaluateConfig,
+    *,
+    branches: bool,
+    returns: bool,
+    situations: int,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Act in held-out situations, for real and in the dream; writes ``branches.png``.
+
+    Args:
+        world: The world.
+        data: A dataset; its environment is played.
+        out: Folder of the picture.
+        config: Context, seed, sampling and batch size.
+        branches: Test whether the dream obeys (:mod:`worldvq.evaluation.counterfactual`).
+        returns: Test whether it remembers (:mod:`worldvq.evaluation.memory`).
+        situations: In how many situations.
+        trust: Run code that the dataset names: a module, wrappers, keywords.
+
+    Returns:
+        ``counterfactual`` and ``memory``, for the report of :func:`worldvq.evaluation.protocol.evaluate`.
+
+    Raises:
+        UsageError: The dataset does not fit the world, names code that is not trusted, or its environment does not
+            come to the same frames again.
+    """
+    report: dict[str, Any] = {}
+    sampling = config.sampling.model_dump()
+    with EpisodeStore.open(data) as store:
+        check_fits(world, store)
+        _check_trust(store.meta.env, data, trust)
+        search_last(Path.cwd())
+        stream = import_named(STREAM)(store.meta.env)
+        try:
+            print(f"playing '{store.meta.env.id}' in {situations} held-out situations", flush=True)
+            found = find_situations(store, stream, config.context, situations, config.seed)
+            given = (config.seed, sampling, config.batch_size)
+            with memory_errors(f"fewer clips at once take less: --batch-size, now {config.batch_size}"):
+                if branches:
+                    report["counterfactual"], frames = counterfactual(world, stream, found, HORIZON, *given)
+                    plans = report["counterfactual"]["plans"]
+                    save_png(out / "branches.png", branches_picture(plans, *frames))
+                if returns:
+                    report["memory"] = there_and_back(world, stream, found, *given)
+        finally:
+            stream.close()
+    return report
+
+
+def _check_trust(env: EnvConfig, data: Path, trust: bool) -> None:
+    """Refuse to run what a dataset names beyond an id of an installed package, unless the user trusts it."""
+    names_code = ":" in env.id or env.wrappers or (env.kwargs and not env.id.startswith("worldvq/"))
+    if names_code and not trust:
+        more = f" with {env.kwargs or list(env.wrappers)}" if env.kwargs or env.wrappers else ""
+        raise UsageError(f"{data} names the environment '{env.id}'{more}: playing it runs code; add --trust to do so")
