@@ -190,6 +190,27 @@ def test_evaluate_writes_a_report(verbs, tmp_path):
     assert probe(tmp_path / "report" / "rollout.mp4")[0] == 5
 
 
+def test_evaluate_acts_in_the_environment_itself(verbs, tmp_path):
+    protocol = ["--clips", 4, "--context", 2, "--horizon", 3, "--situations", 4, "--device", "cpu"]
+    given = ["--world", verbs / "world", "--data", verbs / "data", "--out", tmp_path]
+    text = succeed("evaluate", *given, *protocol, "--counterfactual", "--memory")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["counterfactual"]["situations"] + report["counterfactual"]["left_out"] == 4
+    assert ["look_left", "look_right"] in report["memory"]["undoes"]
+    assert "of imagined branches are told apart at step 4; by chance" in text
+    assert open_picture(tmp_path / "branches.png") and "Does it obey?" in (tmp_path / "index.html").read_text()
+
+
+def test_evaluate_runs_no_code_that_a_dataset_names(verbs, tmp_path):
+    data = shutil.copytree(verbs / "data", tmp_path / "data")
+    meta = json.loads((data / EpisodeStore.meta_file).read_text())
+    meta["env"]["id"] = "somebody:Else-v0"
+    del meta["checksum"]  # as who changed it would
+    (data / EpisodeStore.meta_file).write_text(json.dumps(meta))
+    result = run("evaluate", "--world", verbs / "world", "--data", data, "--out", tmp_path / "out", "--memory")
+    check_error(result, 2, ["somebody:Else-v0", "--trust"])
+
+
 def test_data_is_described_checked_and_drawn(verbs, tmp_path):
     text = succeed("data", "info", verbs / "data")
     assert "worldvq/Maze-v0" in text and "400 of 64x64" in text and "forward" in text

@@ -17,7 +17,7 @@ from worldvq.types import UNBOUNDED, ActionSpace
 
 MOST_PLANS = 9
 """Ways to go on from a situation, at most."""
-EARLY = 40
+EARLY = 24
 """Situations lie among so many frames after the first context: to come back to one, all before it is replayed."""
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from worldvq.errors import UsageError
 from worldvq.evaluation import metrics
@@ -29,6 +31,7 @@ def counterfactual(
     seed: int,
     sampling: dict[str, Any],
     batch_size: int = 64,
+    progress: bool = True,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Fork situations, hold every plan in each, for real and in the dream, and compare.
 
@@ -42,6 +45,7 @@ def counterfactual(
         seed: Of the sampling.
         sampling: How the world is sampled.
         batch_size: Branches imagined at a time.
+        progress: Show a progress bar on stderr.
 
     Returns:
         The numbers of :func:`score_branches`, with the names of the plans; and frames (2, P, horizon, H, W, 3) of the
@@ -52,7 +56,8 @@ def counterfactual(
     """
     names, actions = plans_of(world.action_space)
     kept, real = [], []
-    for situation in situations:
+    console = Console(stderr=True, quiet=not progress)
+    for situation in track(situations, "branches", console=console):
         branches = [play_on(player, situation, np.stack([action] * horizon)) for action in actions]
         if all(branch is not None for branch in branches):
             kept.append(situation)

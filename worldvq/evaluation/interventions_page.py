@@ -42,7 +42,7 @@ def cards(report: dict[str, Any]) -> list[tuple[str, str]]:
         retrieval, step = found["retrieval"], min(4, found["horizon"])
         value, chance = retrieval["mean"][step - 1], retrieval["chance"][step - 1]
         shown.append((f"{value:.2f}", f"of imagined branches are told apart at step {step}; by chance {chance:.2f}"))
-    ways = [way for pair in report.get("memory", {}).get("pairs", []) for way in pair["ways"] if way["steps"] == 2]
+    ways = [way for way in report.get("memory", {}).get("ways", []) if way["kind"] == "pair" and way["steps"] == 2]
     if ways:
         below = float(np.mean([way["ceiling"] - way["psnr"]["mean"] for way in ways]))
         shown.append((f"{below:.1f} dB", "below the ceiling after two steps there and two back"))
@@ -96,29 +96,27 @@ def _obey_table(found: dict[str, Any]) -> str:
 
 
 def _memory_text(memory: dict[str, Any]) -> str:
-    if not memory["pairs"] and not memory["turns"]:
+    if not memory["ways"]:
         return "<p>No action was found that another one undoes, and none that closes a circle: nothing to measure.</p>"
     return (
         "<p>There and back: the last frame is one that the context has shown, so a dream that remembers reaches the "
         "tokenizer's ceiling. Only situations count in which the environment itself comes back to the same frame. "
-        "<i>Not returned</i> is what the frame at the turning point would score. PSNR in dB, with 95 % intervals.</p>"
+        "<i>Not returned</i> is what the real frame at the turning point would score. A dream that does not move comes "
+        "back too: <i>at the turn</i>, the frame that it imagined there against the real one, has to be above that. "
+        "PSNR in dB, with 95 % intervals.</p>"
     )
 
 
 def _memory_table(memory: dict[str, Any]) -> str:
-    rows = []
-    for pair in memory["pairs"]:
-        for way in pair["ways"]:
-            rows.append((f"{html.escape(pair['there'])}, {html.escape(pair['back'])} × {way['steps']}", way))
-    rows += [(f"{html.escape(way['action'])} × {way['steps']}: a full turn", way) for way in memory["turns"]]
-    header = ["way", "dream", "95 % interval", "ceiling", "not returned", "situations"]
+    header = ["way", "under the ceiling", "dream", "95 % interval", "ceiling", "not returned", "at the turn", "counts"]
     body = "".join(
-        f"<tr><td>{name}</td><td><b>{way['psnr']['mean']:.1f}</b></td>"
+        f"<tr><td>{html.escape(way['name'])}</td><td><b>{way['ceiling'] - way['psnr']['mean']:.1f}</b></td>"
+        f"<td>{way['psnr']['mean']:.1f}</td>"
         f"<td>{way['psnr']['ci95'][0]:.1f}–{way['psnr']['ci95'][1]:.1f}</td><td>{way['ceiling']:.1f}</td>"
-        f"<td>{way['not_returned']:.1f}</td><td>{way['situations']}</td></tr>"
-        for name, way in rows
+        f"<td>{way['not_returned']:.1f}</td><td>{way['turning_point']:.1f}</td><td>{way['situations']}</td></tr>"
+        for way in memory["ways"]
     )
-    return _wrap(header, body) if rows else ""
+    return _wrap(header, body) if memory["ways"] else ""
 
 
 def _table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[Any], str, bool]]) -> str:

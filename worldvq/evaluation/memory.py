@@ -6,11 +6,14 @@ has to be foreseen, so nothing but memory is measured.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from worldvq.evaluation import metrics
 from worldvq.evaluation.branches import Player, Situation, plans_of, play_on
@@ -21,7 +24,9 @@ if TYPE_CHECKING:
 
 FAR = 8
 """Steps there, at most."""
-TRIED = 8
+DETOUR = 2
+"""Steps of each leg of a walk of four legs."""
+TRIED = 16
 """Situations in which it is tried what undoes what."""
 LONGEST_TURN = 48
 LEAST = 4
@@ -30,11 +35,18 @@ LEAST = 4
 
 @dataclass
 class _Walk:
-    """A way that comes back: what is played, and the situations in which it does."""
+    """A way that comes back, and the situations in which it does.
 
-    name: str
-    steps: int
-    actions: np.ndarray
+    Attributes:
+        kind: ``pair``, ``nested``, ``around`` or ``turn``; see :func:`there_and_back`.
+        legs: (action's number, steps) one after the other.
+        turn: Steps until the turning point.
+        situations: Where the environment comes back to the same frame.
+        farthest: Its frames at the turning point there.
+    """
+
+    kind: str
+    legs: list[tuple[int, int]]
     turn: int
     situations: list[Situation] = field(default_factory=list)
     farthest: list[np.ndarray] = field(default_factory=list)
@@ -47,11 +59,17 @@ def there_and_back(
     seed: int,
     sampling: dict[str, Any],
     batch_size: int = 64,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Walk and return in every situation where the environment itself comes back to the same frame.
 
     What undoes what is found by trying (:func:`find_returns`). A way counts in a situation where its last real frame is
-    the one that it began with, and its turning point shows another.
+    the one that it began with, and every leg of it leads to another frame. Kinds of ways:
+
+    - ``pair``: an action k times, then k times the one that undoes it, k = 1 … 8.
+    - ``nested``: two actions, then what undoes them, the last one first: back by the way one came.
+    - ``around``: two actions, then what undoes them, the first one first: back by another way.
+    - ``turn``: one action until the circle is closed.
 
     Args:
         world: The world.
@@ -60,28 +78,25 @@ def there_and_back(
         seed: Of the sampling.
         sampling: How the world is sampled.
         batch_size: Ways imagined at a time.
+        progress: Show a progress bar on stderr.
 
     Returns:
-        ``pairs``: for every pair ``there``, ``back`` and ``steps`` (1 … 8): ``psnr`` of the last imagined frame (mean,
-        ci95) against the real one, ``ceiling`` (the real one through the tokenizer), ``not_returned`` (what the turning
-        point's frame would score) and the number of ``situations``. ``turns``: likewise for what closes a circle.
+        ``undoes``: pairs of names; ``ways``: of each ``kind``, ``name``, ``steps`` (of a leg), the number of
+        ``situations``, ``psnr`` (mean, ci95) of the last imagined frame against the real one, ``ceiling`` (that of the
+        real one through the tokenizer), ``not_returned`` (what the real frame at the turning point would score) and
+        ``turning_point`` (PSNR of the imagined frame there: a dream that does not move comes back too).
     """
     names, actions = plans_of(world.action_space)
+    console = Console(stderr=True, quiet=not progress)
     pairs, turns = find_returns(player, situations, actions)
-    report: dict[str, Any] = {"pairs": [], "turns": []}
-    for there, back in pairs:
-        walks = []
-        for steps in range(1, FAR + 1):
-            plan = np.stack([actions[there]] * steps + [actions[back]] * steps)
-            walks.append(_walk(player, situations, _Walk(f"{names[there]}, {names[back]}", steps, plan, steps)))
-        scores = [_score(world, walk, seed, sampling, batch_size) for walk in walks if len(walk.situations) >= LEAST]
-        if scores:
-            report["pairs"].append({"there": names[there], "back": names[back], "ways": scores})
-    for action, steps in turns:
-        plan = np.stack([actions[action]] * steps)
-        walk = _walk(player, situations, _Walk(names[action], steps, plan, steps // 2))
+    report: dict[str, Any] = {"undoes": [[names[there], names[back]] for there, back in pairs], "ways": []}
+    for walk in track(_walks(pairs, turns), "there and back", console=console):
+        plan = np.concatenate([np.stack([actions[number]] * steps) for number, steps in walk.legs])
+        _play(player, situations, walk, plan)
         if len(walk.situations) >= LEAST:
-            report["turns"].append({"action": names[action], **_score(world, walk, seed, sampling, batch_size)})
+            name = ", ".join(f"{names[number]} × {steps}" for number, steps in walk.legs)
+            about = {"kind": walk.kind, "name": name, "steps": walk.legs[0][1]}
+            report["ways"].append({**about, **_score(world, walk, plan, seed, sampling, batch_size)})
     return report
 
 
@@ -96,13 +111,14 @@ def find_returns(
         actions: (P, ...) what may be played.
 
     Returns:
-        Pairs (there, back), where in most situations in which ``there`` changes the frame ``back`` brings it back; and
-        pairs (action, steps) likewise, of which ``steps`` is the least that does and is more than two.
+        Pairs (there, back), where in a quarter or more of the situations in which ``there`` changes the frame ``back``
+        brings it back (one slides along walls, and then it does not); and pairs (action, steps), where in most
+        situations ``steps`` is the least, more than two, after which the frame is as it was.
     """
     tried = situations[:TRIED]
     pairs, turns = [], []
     for there, action in enumerate(actions):
-        runs = [(s, play_on(player, s, np.stack([action] * LONGEST_TURN))) for s in tried]
+        runs = [(s, play_on(player, s, np.stack([action] * LONGEST_TURN))) for s in tried[: TRIED // 2]]
         lengths = [_period(run, s.frames[-1]) for s, run in runs if run is not None]
         known = [length for length in lengths if length]
         if known and len(known) * 2 > len(lengths) and len(set(known)) == 1:
@@ -128,35 +144,56 @@ def _undoes(player: Player, situations: Sequence[Situation], there: np.ndarray, 
         if run is not None and not np.array_equal(run[0], situation.frames[-1]):
             moved += 1
             returned += np.array_equal(run[1], situation.frames[-1])
-    return moved > 0 and 2 * returned > moved
+    return moved > 0 and 4 * returned >= moved
 
 
-def _walk(player: Player, situations: Sequence[Situation], walk: _Walk) -> _Walk:
+def _walks(pairs: list[tuple[int, int]], turns: list[tuple[int, int]]) -> list[_Walk]:
+    """All ways to try. Of two pairs that are each other's reverse, one leads the walks of four legs."""
+    walks = [_Walk("pair", [(a, k), (b, k)], k) for a, b in pairs for k in range(1, FAR + 1)]
+    leading = [(a, b) for a, b in pairs if a < b or (b, a) not in pairs]
+    for a, undo_a in leading:
+        for b, undo_b in leading:
+            if not {a, undo_a} & {b, undo_b}:
+                walks.append(_Walk("nested", [(one, DETOUR) for one in (a, b, undo_b, undo_a)], 2 * DETOUR))
+                if a < b:
+                    walks.append(_Walk("around", [(one, DETOUR) for one in (a, b, undo_a, undo_b)], 2 * DETOUR))
+    return walks + [_Walk("turn", [(action, steps)], steps // 2) for action, steps in turns]
+
+
+def _play(player: Player, situations: Sequence[Situation], walk: _Walk, plan: np.ndarray) -> None:
+    """Find the situations in which a way comes back, and every leg of it leads somewhere else."""
+    ends = np.cumsum([steps for _, steps in walk.legs]) if len(walk.legs) > 1 else [walk.turn]
     for situation in situations:
-        run = play_on(player, situation, walk.actions)
-        first = situation.frames[-1]
-        if run is not None and np.array_equal(run[-1], first) and not np.array_equal(run[walk.turn - 1], first):
+        run = play_on(player, situation, plan)
+        if run is None or not np.array_equal(run[-1], situation.frames[-1]):
+            continue
+        corners = [situation.frames[-1], *(run[end - 1] for end in ends)]
+        if all(not np.array_equal(one, other) for one, other in itertools.pairwise(corners)):
             walk.situations.append(situation)
             walk.farthest.append(run[walk.turn - 1])
-    return walk
 
 
-def _score(world: WorldModel, walk: _Walk, seed: int, sampling: dict[str, Any], batch_size: int) -> dict[str, Any]:
-    true = np.stack([situation.frames[-1] for situation in walk.situations])
+def _score(
+    world: WorldModel, walk: _Walk, plan: np.ndarray, seed: int, sampling: dict[str, Any], batch_size: int
+) -> dict[str, Any]:
+    first = np.stack([situation.frames[-1] for situation in walk.situations])
+    farthest = np.stack(walk.farthest)
     contexts = [situation.frames for situation in walk.situations]
-    plans = [np.concatenate([situation.between, walk.actions]) for situation in walk.situations]
-    rows = np.arange(len(true))
-    dreamt = imagine_branches(world, contexts, plans, rows, seed, sampling, batch_size)[:, -1]
-    rebuilt = world.render(world.tokenize(true[None]))[0].numpy()
-    error = metrics.squared_error(true, dreamt)
-    away = metrics.squared_error(true, np.stack(walk.farthest))
+    plans = [np.concatenate([situation.between, plan]) for situation in walk.situations]
+    dreamt = imagine_branches(world, contexts, plans, np.arange(len(first)), seed, sampling, batch_size)
+    error = metrics.squared_error(first, dreamt[:, -1])
+    rebuilt = world.render(world.tokenize(first[None]))[0].numpy()
+
+    def psnr(other: np.ndarray, true: np.ndarray) -> float:
+        return float(metrics.psnr(metrics.squared_error(true, other).mean()))
+
     return {
-        "steps": walk.steps,
-        "situations": len(true),
+        "situations": len(first),
         "psnr": {
             "mean": float(metrics.psnr(error.mean())),
             "ci95": metrics.ci95(metrics.psnr(metrics.bootstrap_means(error))).tolist(),
         },
-        "ceiling": float(metrics.psnr(metrics.squared_error(true, rebuilt).mean())),
-        "not_returned": float(metrics.psnr(away.mean())),
+        "ceiling": psnr(rebuilt, first),
+        "not_returned": psnr(farthest, first),
+        "turning_point": psnr(dreamt[:, walk.turn - 1], farthest),
     }
