@@ -92,13 +92,21 @@ def evaluate_command(
         bool,
         typer.Option(
             "--counterfactual",
-            help="Also fork held-out situations, hold every action for real and in the dream, compare.",
+            help="Also fork held-out situations, hold every action for real and in the dream, compare; where the "
+            "environment cannot be played, --inverse instead.",
         ),
     ] = False,
     memory: Annotated[
         bool,
         typer.Option(
             "--memory", help="Also walk there and back, and see whether the dream comes back to what it was shown."
+        ),
+    ] = False,
+    inverse: Annotated[
+        bool,
+        typer.Option(
+            "--inverse",
+            help="Also let a small network learn from real frames what was done, and tell it from imagined ones.",
         ),
     ] = False,
     situations: Annotated[int, typer.Option(min=4, help="Held-out situations of --counterfactual and --memory.")] = 48,
@@ -126,12 +134,11 @@ def evaluate_command(
     settings["sampling"] = loaded.sampling_with({"temperature": temperature, "top_k": top_k, "top_p": top_p})
     protocol = build(EvaluateConfig, settings, "evaluate")
     more: dict[str, Any] = {}
-    if (counterfactual or memory) and is_first_process():
+    if (counterfactual or memory or inverse) and is_first_process():
         from worldvq.stages.interventions import intervene
 
-        more = intervene(
-            loaded, data, out, protocol, branches=counterfactual, returns=memory, situations=situations, trust=trust
-        )
+        tests = {"branches": counterfactual, "returns": memory, "inverse": inverse}
+        more = intervene(loaded, data, out, protocol, **tests, situations=situations, trust=trust)
     report = evaluate(loaded, data, out, protocol, more=more)
     if is_first_process():
         _print_report(report)

@@ -21,6 +21,10 @@ EARLY = 24
 """Situations lie among so many frames after the first context: to come back to one, all before it is replayed."""
 
 
+class CannotForkError(UsageError):
+    """Situations of this dataset cannot be played on: its environment is not there, or comes to other frames."""
+
+
 class Player(Protocol):
     """What is needed of an adapted environment; ``worldvq_envs.adapters.FrameStream`` is one."""
 
@@ -68,7 +72,8 @@ def find_situations(store: EpisodeStore, player: Player, context: int, count: in
         seed: Of the choice.
 
     Raises:
-        UsageError: The environment comes to other frames, or no held-out episode is long enough.
+        CannotForkError: The environment comes to other frames.
+        UsageError: No held-out episode is long enough.
     """
     rng = np.random.default_rng(seed)
     places = []
@@ -89,11 +94,11 @@ def find_situations(store: EpisodeStore, player: Player, context: int, count: in
 
 
 def _prove(player: Player, situation: Situation, recorded: np.ndarray, store: EpisodeStore) -> None:
-    """Raise a UsageError unless an episode, played again, shows the frames that were recorded."""
+    """Raise a CannotForkError unless an episode, played again, shows the frames that were recorded."""
     frame = player.reset(situation.seed)
     for step, action in enumerate((*situation.actions, None)):
         if not np.array_equal(frame, recorded[step]):
-            raise UsageError(
+            raise CannotForkError(
                 f"'{store.meta.env.id}' cannot be forked: episode {situation.number}, played again with its seed and "
                 f"actions, shows another frame {step} than {store.path} holds"
             )

@@ -1,4 +1,7 @@
-"""The tests of a dream that act: branches of one situation, and ways that come back, played in the environment."""
+"""The tests of a dream that act: branches of one situation, and ways that come back, played in the environment.
+
+Where nothing can be played, a network that tells actions from frames says whether a dream obeys.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from worldvq.config.code import import_named, search_last
 from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import UsageError
-from worldvq.evaluation.branches import find_situations
+from worldvq.evaluation.branches import CannotForkError, find_situations
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.evaluation.counterfactual import counterfactual
 from worldvq.evaluation.interventions_page import branches_picture
+from worldvq.evaluation.inverse import inverse_dynamics
 from worldvq.evaluation.memory import there_and_back
 from worldvq.evaluation.protocol import check_fits
 from worldvq.media.pictures import save_png
@@ -32,6 +36,7 @@ def intervene(
     *,
     branches: bool,
     returns: bool,
+    inverse: bool = False,
     situations: int,
     trust: bool = False,
 ) -> dict[str, Any]:
@@ -42,39 +47,78 @@ def intervene(
         data: A dataset; its environment is played.
         out: Folder of the picture.
         config: Context, seed, sampling and batch size.
-        branches: Test whether the dream obeys (:mod:`worldvq.evaluation.counterfactual`).
+        branches: Test whether the dream obeys (:mod:`worldvq.evaluation.counterfactual`); where the dataset cannot be
+            played on, ``inverse`` instead.
         returns: Test whether it remembers (:mod:`worldvq.evaluation.memory`).
+        inverse: Test whether what was done can be told from it (:mod:`worldvq.evaluation.inverse`); plays nothing.
         situations: In how many situations.
         trust: Run code that the dataset names: a module, wrappers, keywords.
 
     Returns:
-        ``counterfactual`` and ``memory``, for the report of :func:`worldvq.evaluation.protocol.evaluate`.
+        ``counterfactual``, ``memory`` and ``inverse``, for the report of :func:`worldvq.evaluation.protocol.evaluate`.
 
     Raises:
-        UsageError: The dataset does not fit the world, names code that is not trusted, or its environment does not
-            come to the same frames again.
+        UsageError: The dataset does not fit the world, names code that is not trusted, has no actions to tell apart, or
+            its environment does not come to the same frames again and ``returns`` alone was asked for.
     """
     report: dict[str, Any] = {}
-    sampling = config.sampling.model_dump()
-    with EpisodeStore.open(data) as store:
+    with (
+        EpisodeStore.open(data) as store,
+        memory_errors(f"fewer clips at once take less: --batch-size, now {config.batch_size}"),
+    ):
         check_fits(world, store)
-        _check_trust(store.meta.env, data, trust)
-        search_last(Path.cwd())
-        stream = import_named(STREAM)(store.meta.env)
-        try:
-            print(f"playing '{store.meta.env.id}' in {situations} held-out situations", flush=True)
-            found = find_situations(store, stream, config.context, situations, config.seed)
-            given = (config.seed, sampling, config.batch_size)
-            with memory_errors(f"fewer clips at once take less: --batch-size, now {config.batch_size}"):
-                if branches:
-                    report["counterfactual"], frames = counterfactual(world, stream, found, HORIZON, *given)
-                    plans = report["counterfactual"]["plans"]
-                    save_png(out / "branches.png", branches_picture(plans, *frames))
-                if returns:
-                    report["memory"] = there_and_back(world, stream, found, *given)
-        finally:
-            stream.close()
+        if branches or returns:
+            try:
+                report = _play(world, store, out, config, branches, returns, situations, trust)
+            except CannotForkError as error:
+                if not branches:
+                    raise
+                lost = "--counterfactual and --memory" if returns else "--counterfactual"
+                print(f"{error}: --inverse instead of {lost}", flush=True)
+                inverse = True
+        if inverse:
+            report["inverse"] = inverse_dynamics(world, store, config)
     return report
+
+
+def _play(
+    world: WorldModel,
+    store: EpisodeStore,
+    out: Path,
+    config: EvaluateConfig,
+    branches: bool,
+    returns: bool,
+    situations: int,
+    trust: bool,
+) -> dict[str, Any]:
+    """Run those tests that play the dataset's environment."""
+    report: dict[str, Any] = {}
+    stream = _open(store.meta.env, store.path, trust)
+    try:
+        print(f"playing '{store.meta.env.id}' in {situations} held-out situations", flush=True)
+        found = find_situations(store, stream, config.context, situations, config.seed)
+        given = (config.seed, config.sampling.model_dump(), config.batch_size)
+        if branches:
+            report["counterfactual"], frames = counterfactual(world, stream, found, HORIZON, *given)
+            plans = report["counterfactual"]["plans"]
+            save_png(out / "branches.png", branches_picture(plans, *frames))
+        if returns:
+            report["memory"] = there_and_back(world, stream, found, *given)
+    finally:
+        stream.close()
+    return report
+
+
+def _open(env: EnvConfig, data: Path, trust: bool) -> Any:
+    """Build the environment of a dataset; raise a CannotForkError where there is none."""
+    if env.id.startswith("videos:"):
+        raise CannotForkError(f"'{env.id}' are videos, which nobody can play")
+    _check_trust(env, data, trust)
+    search_last(Path.cwd())
+    try:
+        return import_named(STREAM)(env)
+    except UsageError as error:
+        raise CannotForkError(str(error)) from None
 
 
 def _check_trust(env: EnvConfig, data: Path, trust: bool) -> None:
