@@ -155,6 +155,24 @@ class FrameStream:
             )
         return lines
 
+    def frames_without_objects(self) -> np.ndarray:
+        """Return the last frame as it is, and then without each object, (1 + K, H, W, 3) uint8.
+
+        Raises:
+            UsageError: The environment has no such method, or shows another frame with it than is recorded.
+        """
+        about = "see `Objects` in docs/your_environment.md"
+        if not self.env.has_wrapper_attr("frames_without_objects"):
+            raise UsageError(f"'{self.config.id}' has no method frames_without_objects(): {about}")
+        images = self.env.get_wrapper_attr("frames_without_objects")()
+        frames = np.stack([fit_frame(np.asarray(image), self.config) for image in images])
+        if not np.array_equal(frames[0], self._frame):
+            raise UsageError(
+                f"the first frame of '{self.config.id}'.frames_without_objects() is not the one that is recorded: "
+                f"where a wrapper changes the picture, give it that method too; {about}"
+            )
+        return frames
+
     def close(self) -> None:
         """Close the environment and remove what its engine wrote."""
         self.env.close()

@@ -201,6 +201,19 @@ def test_evaluate_acts_in_the_environment_itself(verbs, tmp_path):
     assert open_picture(tmp_path / "branches.png") and "Does it obey?" in (tmp_path / "index.html").read_text()
 
 
+def test_evaluate_looks_for_objects_and_dreams_long(verbs, tmp_path):
+    protocol = ["--clips", 4, "--context", 2, "--horizon", 3, "--situations", 4, "--dreams", 2, "--device", "cpu"]
+    given = ["--world", verbs / "world", "--data", verbs / "data", "--out", tmp_path]
+    text = succeed("evaluate", *given, *protocol, "--objects", "--long")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert 1 <= report["objects"]["situations"] <= 4 and report["objects"]["steps"] == [1, 4, 8]
+    assert (report["long"]["dreams"], report["long"]["steps"]) == (2, [10, 50, 100, 300])
+    assert f"{report['long']['drift']['mean']:.1%} drift" in text
+    page = (tmp_path / "index.html").read_text()
+    assert open_picture(tmp_path / "long_dreams.png") and (tmp_path / "long_ssim.png").is_file()
+    assert "Does it last?" in page and "Does it keep what is there?" in page
+
+
 def test_evaluate_runs_no_code_that_a_dataset_names(verbs, tmp_path):
     data = shutil.copytree(verbs / "data", tmp_path / "data")
     meta = json.loads((data / EpisodeStore.meta_file).read_text())

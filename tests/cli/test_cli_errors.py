@@ -119,6 +119,7 @@ MISTAKES = [
     ("evaluate --world world --data small --out new", 2, ["small", "32x32", "64x64"]),
     ("evaluate --world world --data fewer --out new", 2, ["fewer", "[5]", "[7]"]),
     (f"{EVALUATE} --context 8 --horizon 5", 2, ["13 frames", "12"]),
+    (f"{EVALUATE} --context 4 --long", 2, ["14 frames", "12", "context + 10"]),
     (f"{EVALUATE} --clips 1 --horizon 2", 2, ["1 held-out window", "two"]),
     (f"{EVALUATE} --seed -1", 2, ["seed = -1"]),
     (f"{EVALUATE} --top-k 0", 2, ["--top-k"]),

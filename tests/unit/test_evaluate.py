@@ -114,6 +114,7 @@ def test_report_has_the_keys_that_programs_rely_on(result):
     assert (report["num_clips"], report["context"], report["horizon"]) == (10, 2, 4)
     assert report["env_id"] == "Toy-v0" and report["seconds"] > 0
     assert {"worldvq", "torch", "numpy", "python"} <= set(report["versions"])
+    assert report["regions"] is None or report["regions"]["imagined"]["count"] == 0  # a column is no small thing
     assert {"seeds", "rewards", "termination", "world", "data"} <= set(report)
 
 
@@ -208,9 +209,11 @@ def test_what_is_shown_is_spread_over_how_much_changes_and_no_number_depends_on_
 def test_without_the_extra_the_distance_is_null_with_a_note(tmp_path, result, monkeypatch):
     metrics._efflite0.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
+    monkeypatch.setitem(__import__("sys").modules, "scipy", None)
     config = EvaluateConfig(clips=3, context=2, horizon=2)
     report = evaluate(ToyWorld(), result[0], tmp_path / "out", config, progress=False)  # type: ignore[arg-type]
-    assert report["fd_efflite0"] is None and "worldvq[metrics]" in report["notes"][0]
+    assert report["fd_efflite0"] is None and report["regions"] is None
+    assert all("worldvq[metrics]" in note for note in report["notes"]) and len(report["notes"]) == 2
     assert (tmp_path / "out" / "index.html").is_file()
 
 

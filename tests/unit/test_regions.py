@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from worldvq.errors import UsageError
-from worldvq.evaluation import regions
+from worldvq.evaluation import metrics, regions
+from worldvq.evaluation.measures import count_regions
 from worldvq.evaluation.regions import small_region_recall
 from worldvq.models.tokenizer_losses import CHANGE
 
@@ -91,6 +92,40 @@ def test_neighbouring_frames_do_not_join():
     now = frames.copy()
     now[:, 4:6, 4:6] = 255
     assert small_region_recall(frames, now, now) == (2, 2)
+
+
+def test_an_evaluation_counts_frame_by_frame():
+    rng = np.random.default_rng(1)
+    wall = rng.integers(0, 256, (1, 1, 24, 24, 3))
+    clip = np.where(rng.random((3, 6, 24, 24, 1)) < 0.08, rng.integers(0, 256, (3, 6, 24, 24, 3)), wall).astype(
+        np.uint8
+    )
+    blurred = np.clip(clip[:, 1:] * 0.5 + clip[:, :-1] * 0.5 + rng.normal(0, 40, clip[:, 1:].shape), 0, 255)
+    frames = {"real": clip[:, 1:], "still": np.repeat(clip[:, :1], 5, 1), "blurred": blurred.astype(np.uint8)}
+    found = count_regions(torch.from_numpy(clip), {name: torch.from_numpy(part) for name, part in frames.items()})
+    for row in range(3):
+        for step in range(4):  # the fifth has no frame after it
+            around = [clip[row, [step + k]] for k in range(3)]
+            for name, part in frames.items():
+                expected = slow_recall(around[0], around[1], part[row, [step]], around[2])
+                assert (found[f"regions/{name}"][row, step], found["regions/all"][row, step]) == expected
+    total = found["regions/all"].sum()
+    assert 0 < found["regions/blurred"].sum() < total == found["regions/real"].sum()
+    assert not found["regions/still"][:, 0].any()
+    alone = count_regions(torch.from_numpy(clip[:, :2]), {"real": torch.from_numpy(clip[:, 1:2])})
+    assert alone["regions/all"].shape == (3, 0)
+
+
+def test_a_rate_is_of_all_things_and_its_interval_over_clips():
+    hits, counts = np.array([1, 0, 5, 0, 2]), np.array([2, 0, 5, 3, 2])
+    found = metrics.rate(hits, counts)
+    assert (found["mean"], found["count"]) == (pytest.approx(8 / 12), 12)
+    rng = np.random.default_rng(5)
+    drawn = [rng.choice([0, 2, 3, 4], 4) for _ in range(4000)]  # clips that hold something
+    low, high = np.percentile([hits[d].sum() / counts[d].sum() for d in drawn], [2.5, 97.5])
+    assert found["ci95"] == pytest.approx([low, high], abs=0.04) and low < 0.4
+    nothing = metrics.rate([0, 0], [0, 0])
+    assert nothing["count"] == 0 and np.isnan(nothing["mean"])
 
 
 def test_mistakes_are_named(monkeypatch):

@@ -109,7 +109,17 @@ def evaluate_command(
             help="Also let a small network learn from real frames what was done, and tell it from imagined ones.",
         ),
     ] = False,
-    situations: Annotated[int, typer.Option(min=4, help="Held-out situations of --counterfactual and --memory.")] = 48,
+    objects: Annotated[
+        bool,
+        typer.Option(
+            "--objects", help="Also ask the environment which objects are in view, and look whether they are kept."
+        ),
+    ] = False,
+    situations: Annotated[
+        int, typer.Option(min=4, help="Held-out situations of --counterfactual, --memory and --objects.")
+    ] = 48,
+    long: Annotated[bool, typer.Option("--long", help="Also dream 300 frames, and see what becomes of them.")] = False,
+    dreams: Annotated[int, typer.Option(min=2, help="Dreams of --long.")] = 16,
     trust: Annotated[
         bool, typer.Option("--trust", help="Play the environment that DATA names even where that runs code of its own.")
     ] = False,
@@ -134,11 +144,14 @@ def evaluate_command(
     settings["sampling"] = loaded.sampling_with({"temperature": temperature, "top_k": top_k, "top_p": top_p})
     protocol = build(EvaluateConfig, settings, "evaluate")
     more: dict[str, Any] = {}
-    if (counterfactual or memory or inverse) and is_first_process():
-        from worldvq.stages.interventions import intervene
+    if (counterfactual or memory or inverse or objects or long) and is_first_process():
+        from worldvq.stages.interventions import dream_long, intervene
 
-        tests = {"branches": counterfactual, "returns": memory, "inverse": inverse}
-        more = intervene(loaded, data, out, protocol, **tests, situations=situations, trust=trust)
+        tests = {"branches": counterfactual, "returns": memory, "inverse": inverse, "objects": objects}
+        if any(tests.values()):
+            more |= intervene(loaded, data, out, protocol, **tests, situations=situations, trust=trust)
+        if long:
+            more |= dream_long(loaded, data, out, protocol, dreams)
     report = evaluate(loaded, data, out, protocol, more=more)
     if is_first_process():
         _print_report(report)
@@ -176,7 +189,7 @@ def demo_command(
 
 def _print_report(report: dict[str, Any]) -> None:
     """A short table: means over the horizon."""
-    from worldvq.evaluation.interventions_page import cards
+    from worldvq.evaluation import interventions_page, lasting_page
 
     title = (
         f"{plural(report['num_clips'], 'held-out clip')}, context {report['context']}, horizons 1-{report['horizon']}"
@@ -186,7 +199,7 @@ def _print_report(report: dict[str, Any]) -> None:
         means = [sum(report[key][name]["mean"]) / report["horizon"] for key in ("psnr", "ssim")]
         table.add_row(name.replace("_", " "), f"{means[0]:.2f}", f"{means[1]:.3f}")
     Console().print(table)
-    for value, meaning in cards(report):
+    for value, meaning in [*interventions_page.cards(report), *lasting_page.cards(report)]:
         print(f"{value} {meaning}")
     print(
         f"{report['nats_per_token']:.3f} nats/token, {report['bits_per_frame']:.0f} bits/frame, "

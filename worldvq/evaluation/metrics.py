@@ -209,6 +209,29 @@ def ci95(resampled: ArrayLike) -> np.ndarray:
     return np.moveaxis(np.percentile(np.asarray(resampled), [2.5, 97.5], axis=0), 0, -1)
 
 
+def rate(hits: ArrayLike, counts: ArrayLike) -> dict[str, Any]:
+    """Share of all things that were hit, with a 95 % bootstrap over the clips that they are in; NaN without any.
+
+    Args:
+        hits: (n,) hits of each clip.
+        counts: (n,) things in each clip; clips without any are left out.
+
+    Returns:
+        ``mean``, ``ci95`` and ``count``, of things.
+    """
+    pairs = np.stack([np.asarray(hits, np.float64), np.asarray(counts, np.float64)], axis=1)
+    pairs = pairs[pairs[:, 1] > 0]
+    if not len(pairs):
+        return {"mean": math.nan, "ci95": [math.nan, math.nan], "count": 0}
+    drawn = bootstrap_means(pairs)
+    total = pairs.sum(0)
+    return {
+        "mean": float(total[0] / total[1]),
+        "ci95": ci95(drawn[:, 0] / drawn[:, 1]).tolist(),
+        "count": int(total[1]),
+    }
+
+
 def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
     """Area under the precision-recall steps; chance is the share of positives. NaN without a positive."""
     score, label = np.asarray(scores, np.float64).reshape(-1), np.asarray(labels, bool).reshape(-1)

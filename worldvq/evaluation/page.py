@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import importlib.resources
-import io
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from worldvq.errors import plural
-from worldvq.evaluation.interventions_page import cards, section
+from worldvq.evaluation import interventions_page, lasting_page
+from worldvq.evaluation.plots import INK, axes_of, number, save_plot, table
 from worldvq.files.atomic import write_atomic
 from worldvq.media.pictures import rollout_frames, save_png, strip
 from worldvq.media.videos import write_video
@@ -41,7 +40,6 @@ _STYLES = {
     "copy_last": ("#8a919e", "-", "s"),
     "shuffled_actions": ("#a766c4", "-", "^"),
 }
-_INK = "#7c8390"  # readable on white and on black
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,13 @@ def write_page(out: Path, report: dict[str, Any], rollouts: Rollouts) -> Path:
     real, rebuilt, imagined, actions = (array[0] for array in clips)  # in which most changes
     drawn = strip(real, rebuilt, imagined, actions, rollouts.action_space, rollouts.context)
     picture = save_png(out / "strip.png", drawn)
-    plots = [_save_plot(out / f"{name}.png", figure) for name, figure in _figures(report).items()]
-    context, horizon, branches = report["context"], report["horizon"], out / "branches.png"
+    plots = [save_plot(out / f"{name}.png", figure) for name, figure in _figures(report).items()]
+    long = [save_plot(out / f"{name}.png", figure) for name, figure in lasting_page.figures(report).items()]
+    context, horizon = report["context"], report["horizon"]
+    sections = (
+        interventions_page.section(report, _picture(out / "branches.png")),
+        lasting_page.section(report, [_embed(plot, "image/png") for plot in long], _picture(out / "long_dreams.png")),
+    )
     source = string.Template((importlib.resources.files("worldvq.evaluation") / "report.html").read_text("utf-8"))
     page = source.substitute(
         title=html.escape(f"{report['env_id']}: imagined futures"),
@@ -88,7 +91,7 @@ def write_page(out: Path, report: dict[str, Any], rollouts: Rollouts) -> Path:
         f"{plural(context, 'frame')} of context, {horizon} imagined · "
         f"worldvq {html.escape(report['versions']['worldvq'])}",
         cards=_cards(report),
-        interventions=section(report, _embed(branches, "image/png") if branches.is_file() else None),
+        interventions="\n".join(sections),
         video=f'<video controls autoplay loop muted playsinline src="{_embed(video, "video/mp4")}"></video>',
         num_shown=len(rollouts.real),
         strip=_embed(picture, "image/png"),
@@ -106,6 +109,10 @@ def write_page(out: Path, report: dict[str, Any], rollouts: Rollouts) -> Path:
     return path
 
 
+def _picture(path: Path) -> str | None:
+    return _embed(path, "image/png") if path.is_file() else None
+
+
 def _embed(path: Path, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
@@ -121,57 +128,31 @@ def _figures(report: dict[str, Any]) -> dict[str, Figure]:
         figures["fd"] = _curves(
             report["fd_efflite0"], report["fd_efflite0"]["horizons"], "FD-EffLite0, lower is better"
         )
-    figure, axes = _axes("Where in the frame the surprise is (nats per token)")
+    figure, axes = axes_of("Where in the frame the surprise is (nats per token)")
     image = axes.imshow(np.array(report["nats_by_position"], float), cmap="magma", vmin=0)
     figure.set_size_inches(4.2, 3.5)
     axes.set_xticks([])
     axes.set_yticks([])
     bar = figure.colorbar(image, ax=axes, fraction=0.045)
-    bar.ax.tick_params(colors=_INK, labelsize=8)
+    bar.ax.tick_params(colors=INK, labelsize=8)
     figures["nats"] = figure
     return figures
 
 
-def _axes(title: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(5.6, 3.5), dpi=150, layout="constrained")
-    figure.patch.set_alpha(0.0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0.0)
-    axes.set_title(title, fontsize=10, color=_INK, loc="left")
-    axes.tick_params(colors=_INK, labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_INK)
-    return figure, axes
-
-
 def _curves(scores: dict[str, Any], steps: Sequence[int], title: str) -> Figure:
     """One curve a yardstick over the horizon, with its 95 % interval shaded where there is one."""
-    figure, axes = _axes(title)
+    figure, axes = axes_of(title)
     for name, (color, line, marker) in _STYLES.items():
         curve = scores[name]
         axes.plot(steps, curve["mean"], line, color=color, marker=marker, ms=4, lw=1.8, label=NAMES[name][0])
         if "ci95" in curve:
             low, high = np.array(curve["ci95"], float).T
             axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
-    axes.grid(color=_INK, alpha=0.18, linewidth=0.6)
-    axes.set_xlabel("imagined frame", fontsize=9, color=_INK)
+    axes.grid(color=INK, alpha=0.18, linewidth=0.6)
+    axes.set_xlabel("imagined frame", fontsize=9, color=INK)
     axes.set_xticks(steps if len(steps) <= 12 else steps[:: len(steps) // 10])
-    axes.legend(fontsize=8, frameon=False, labelcolor=_INK)
+    axes.legend(fontsize=8, frameon=False, labelcolor=INK)
     return figure
-
-
-def _save_plot(path: Path, figure: Figure) -> Path:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", transparent=True)
-    with Image.open(buffer) as image:  # 64 colours are plenty for a plot and a third of the size
-        small = io.BytesIO()
-        image.quantize(64, method=Image.Quantize.FASTOCTREE).save(small, "PNG")
-    write_atomic(path, small.getvalue())
-    return path
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _gain_text(gain: dict[str, Any]) -> str:
@@ -192,24 +173,15 @@ def _claim(report: dict[str, Any]) -> str:
 def _cards(report: dict[str, Any]) -> str:
     gains, summary = report["gains"]["psnr"], report["summary"]["psnr"]
     shown = [
-        *cards(report),
-        (f"{_number(summary['imagined'])} dB", f"PSNR of imagined frames 1–{report['horizon']}"),
+        *interventions_page.cards(report),
+        *lasting_page.cards(report),
+        (f"{number(summary['imagined'])} dB", f"PSNR of imagined frames 1–{report['horizon']}"),
         (f"{gains['over_copy_last']['mean']:+.2f} dB", "over copying the last frame"),
         (f"{gains['over_shuffled_actions']['mean']:+.2f} dB", "over shuffled actions: control"),
-        (f"{_number(summary['reconstruction'])} dB", "ceiling: the tokenizer"),
-        (_number(report["nats_per_token"]), f"nats per token, {_number(report['bits_per_frame'], 0)} bits per frame"),
+        (f"{number(summary['reconstruction'])} dB", "ceiling: the tokenizer"),
+        (number(report["nats_per_token"]), f"nats per token, {number(report['bits_per_frame'], 0)} bits per frame"),
     ]
     return "".join(f'<div class="card"><b>{value}</b><span>{text}</span></div>' for value, text in shown)
-
-
-def _table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A table; each row is a CSS class and its cells. A cell that starts with ``~`` is running text."""
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    body = ""
-    for name, cells in rows:
-        tags = (f'<td class="wide">{cell[1:]}</td>' if cell.startswith("~") else f"<td>{cell}</td>" for cell in cells)
-        body += f'<tr class="{name}">{"".join(tags)}</tr>'
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _summary_table(report: dict[str, Any]) -> str:
@@ -219,15 +191,15 @@ def _summary_table(report: dict[str, Any]) -> str:
             "ours" if name == "imagined" else "",
             [
                 title,
-                _number(summary["psnr"][name]),
-                _number(summary["ssim"][name], 3),
-                _number(distances.get(name)),
+                number(summary["psnr"][name]),
+                number(summary["ssim"][name], 3),
+                number(distances.get(name)),
                 f"~{meaning}",
             ],
         )
         for name, (title, meaning) in NAMES.items()
     ]
-    return _table(["mean over the horizon", "PSNR (dB)", "SSIM", "FD-EffLite0", ""], rows)
+    return table(["mean over the horizon", "PSNR (dB)", "SSIM", "FD-EffLite0", ""], rows)
 
 
 def _chance(rate: float, num_transitions: int) -> str:
@@ -236,28 +208,28 @@ def _chance(rate: float, num_transitions: int) -> str:
 
 def _scores_table(report: dict[str, Any]) -> str:
     rewards, ends = report["rewards"], report["termination"]
-    bits = f"{_number(report['bits_per_frame'], 0)} bits"
+    bits = f"{number(report['bits_per_frame'], 0)} bits"
     share = f"{ends['rate']:.2%} of {ends['num_transitions']} transitions ended the task"
     codes = f"~{report['codes_used']} of {report['world']['num_codes']} codes used"
-    blind = f"~mean absolute; always saying the mean: {_number(rewards['mae_of_mean'], 4)}"
+    blind = f"~mean absolute; always saying the mean: {number(rewards['mae_of_mean'], 4)}"
     cells = [
-        ["Cross-entropy", f"{_number(report['nats_per_token'], 3)} nats per token", f"~{bits} for a whole frame"],
-        ["Codebook perplexity", _number(report["perplexity"], 1), codes],
-        ["Reward error", _number(rewards["mae"], 4), blind],
-        ["Reward correlation", _number(rewards["correlation"], 3), "~– where the recorded reward never changes"],
+        ["Cross-entropy", f"{number(report['nats_per_token'], 3)} nats per token", f"~{bits} for a whole frame"],
+        ["Codebook perplexity", number(report["perplexity"], 1), codes],
+        ["Reward error", number(rewards["mae"], 4), blind],
+        ["Reward correlation", number(rewards["correlation"], 3), "~– where the recorded reward never changes"],
         [
             "Finding rewards above 0",
-            _number(rewards["average_precision_positive"], 3),
+            number(rewards["average_precision_positive"], 3),
             _chance(rewards["positive_rate"], rewards["num_transitions"]),
         ],
         [
             "Finding rewards below 0",
-            _number(rewards["average_precision_negative"], 3),
+            number(rewards["average_precision_negative"], 3),
             _chance(rewards["negative_rate"], rewards["num_transitions"]),
         ],
-        ["Finding endings", _number(ends["average_precision"], 3), f"~average precision; {share}"],
+        ["Finding endings", number(ends["average_precision"], 3), f"~average precision; {share}"],
     ]
-    return _table(["", "", ""], [("", row) for row in cells])
+    return table(["", "", ""], [("", row) for row in cells])
 
 
 def _horizon_table(report: dict[str, Any]) -> str:
@@ -267,9 +239,9 @@ def _horizon_table(report: dict[str, Any]) -> str:
         if rows:
             rows.append(("", ["<b>SSIM</b>", *[""] * report["horizon"]]))
         for name, (title, _) in NAMES.items():
-            cells = [_number(value, digits) for value in report[key][name]["mean"]]
+            cells = [number(value, digits) for value in report[key][name]["mean"]]
             rows.append(("ours" if name == "imagined" else "", [title, *cells]))
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _notes(report: dict[str, Any]) -> str:

@@ -32,14 +32,16 @@ from worldvq.data.sharing import Processes
 from worldvq.errors import UsageError, plural
 from worldvq.evaluation import metrics
 from worldvq.evaluation.config import EvaluateConfig
+from worldvq.evaluation.measures import compare, count_regions, score
 from worldvq.evaluation.page import Rollouts, write_page
 from worldvq.evaluation.parts import Part, Parts
+from worldvq.evaluation.regions import small_region_recall
 from worldvq.evaluation.summary import summarize
 from worldvq.files.atomic import disk_errors, write_atomic
 from worldvq.files.differences import differences, require_same
 from worldvq.files.lock import Lock
 from worldvq.nn.memory import memory_errors
-from worldvq.types import ActionSpace, TokenClip
+from worldvq.types import ActionSpace
 
 if TYPE_CHECKING:
     from worldvq.world.model import WorldModel
@@ -62,6 +64,7 @@ class _Plan:
         ids: (n, 2) episode and first frame of each clip.
         shown: Rows of ``ids`` that the video shows, in this order.
         horizons: Imagined frames at which the Fréchet distance looks; none without the extra.
+        regions: Whether small changing regions are looked for; not without the extra.
         notes: For the reader of the report.
     """
 
@@ -71,6 +74,7 @@ class _Plan:
     ids: np.ndarray
     shown: np.ndarray
     horizons: list[int]
+    regions: bool
     notes: list[str]
 
     @property
@@ -88,6 +92,7 @@ class _Plan:
             "protocol": self.config.model_dump(mode="json"),
             "dataset": [self.store.meta.model_dump(mode="json"), [entry.sha256 for entry in self.store.entries]],
             "horizons": self.horizons,
+            "regions": self.regions,
             "shown": self.shown.tolist(),
             "versions": _versions(),
         }
@@ -169,8 +174,14 @@ def _plan(world: WorldModel, store: EpisodeStore, config: EvaluateConfig) -> _Pl
     except UsageError as error:
         notes.append(str(error))
         horizons = []
+    looks = True
+    try:
+        small_region_recall(*[torch.zeros(1, 8, 8, 3, dtype=torch.uint8)] * 3)
+    except UsageError as error:
+        notes.append(str(error))
+        looks = False
     shown = spread_by_change(store, ids, config.context + config.horizon, NUM_SHOWN)
-    return _Plan(world, store, config, ids, shown, horizons, notes)
+    return _Plan(world, store, config, ids, shown, horizons, looks, notes)
 
 
 def _write(plan: _Plan, collected: Part, out: Path, begun: float, more: dict[str, Any]) -> None:
@@ -231,6 +242,12 @@ def check_fits(world: WorldModel, store: EpisodeStore) -> None:
         )
 
 
+def sampling_of(config: EvaluateConfig) -> dict[str, Any]:
+    """Return how to sample, the same way every time: what is faster today may round a tie otherwise tomorrow."""
+    sampling = config.sampling.model_dump()
+    return sampling | ({"method": "predictive"} if sampling["method"] == "auto" else {})
+
+
 def _derangement(size: int, seed: int) -> np.ndarray:
     """For each clip another one, by one random cycle through all of them."""
     order = np.random.default_rng(seed).permutation(size)
@@ -253,9 +270,7 @@ def _collect(plan: _Plan, numbers: list[int], console: Console) -> Iterator[tupl
     context = config.context
     all_actions = _read_actions(plan.store, plan.ids, plan.num_frames, config.batch_size)
     partner = _derangement(num_clips, config.seed)
-    sampling = config.sampling.model_dump()
-    if sampling["method"] == "auto":  # what is faster today may round a tie otherwise than what was faster yesterday
-        sampling["method"] = "predictive"
+    sampling = sampling_of(config)
     for number in track(numbers, "evaluating", console=console, transient=True, disable=not console.is_terminal):
         rows = np.arange(number * config.batch_size, min((number + 1) * config.batch_size, num_clips))
         clip = read_clips(plan.store, plan.ids[rows], plan.num_frames)
@@ -276,41 +291,12 @@ def _collect(plan: _Plan, numbers: list[int], console: Console) -> Iterator[tupl
             "copy_last": clip.frames[:, context - 1 : context].expand_as(real),
             "shuffled_actions": world.render(shuffled.tokens),
         }
-        part = _compare(real, frames, plan.horizons) | _score(world, tokens, clip, context)
+        part = compare(real, frames, plan.horizons) | score(world, tokens, clip, context)
+        part |= count_regions(clip.frames[:, context - 1 :], frames) if plan.regions else {}
         part |= {"passes": imagined.passes.numpy(), "imagine_seconds": np.array([seconds])}
         chosen = np.isin(rows, plan.shown)
         arrays = (clip.frames, rebuilt, frames["imagined"], clip.actions)
         yield number, part | {f"shown/{k}": a.numpy()[chosen] for k, a in zip(SHOWN, arrays, strict=True)}
-
-
-def _compare(real: Tensor, frames: dict[str, Tensor], horizons: list[int]) -> Part:
-    """Squared error and SSIM (B, N) of every yardstick, and features at the horizons of the Fréchet distance."""
-    batch, horizon = real.shape[:2]
-    flat = real.flatten(0, 1)
-    part = {}
-    for name, fake in frames.items():
-        other = fake.flatten(0, 1)
-        part[f"error/{name}"] = metrics.squared_error(flat, other).reshape(batch, horizon)
-        part[f"ssim/{name}"] = metrics.ssim(flat, other).reshape(batch, horizon)
-    if not horizons:
-        return part
-    index = [h - 1 for h in horizons]
-    for name, fake in {"real": real, **frames}.items():
-        # copy_last is one frame at every horizon: look at it once.
-        chosen = fake[:, :1] if name == "copy_last" else fake[:, index]
-        found = metrics.efflite0_features(chosen.flatten(0, 1)).reshape(batch, chosen.shape[1], -1)
-        part[f"features/{name}"] = np.broadcast_to(found, (batch, len(index), found.shape[-1]))
-    return part
-
-
-def _score(world: WorldModel, tokens: Tensor, clip: Any, context: int) -> Part:
-    """Teacher-forced likelihood, reward and termination of recorded transitions; use of the codebook."""
-    token_clip = TokenClip(tokens, clip.actions, clip.rewards, clip.terminated, clip.mask, clip.action_mask)
-    scores = world.score(token_clip, context)
-    mask = scores.mask.bool()
-    names = ("nats", "rewards", "rewards_true", "termination", "termination_true")  # nats: (frames, h, w)
-    counts = np.bincount(tokens.flatten().numpy(), minlength=int(world.tokenizer.num_codes))
-    return {"counts": counts[None], **{name: getattr(scores, name)[mask].double().numpy() for name in names}}
 
 
 def _describe(world: WorldModel) -> dict[str, Any]:

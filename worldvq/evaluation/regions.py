@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,20 @@ def small_region_recall(
     Raises:
         UsageError: The ``metrics`` extra is not installed.
     """
-    given = [previous, current, reconstruction, *([] if following is None else [following])]
-    before, now, rebuilt, *after = _alike(*given)
+    recalled, counts = recalled_regions(previous, current, {"": reconstruction}, following)
+    return int(recalled[""].sum()), int(counts.sum())
+
+
+def recalled_regions(
+    previous: ArrayLike | Tensor,
+    current: ArrayLike | Tensor,
+    reconstructions: Mapping[str, ArrayLike | Tensor],
+    following: ArrayLike | Tensor | None = None,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """As :func:`small_region_recall`, of several reconstructions by name and frame by frame: (N,) each, and (N,)."""
+    neighbours = [previous, current, *([] if following is None else [following])]
+    before, now, *others = _alike(*neighbours, *reconstructions.values())
+    after, rebuilt = others[: len(neighbours) - 2], others[len(neighbours) - 2 :]
     changed = changed_pixels(before, now)  # (N, H, W)
     if after:
         changed &= changed_pixels(now, after[0])
@@ -65,9 +78,19 @@ def small_region_recall(
         return np.bincount(flat, weights, count + 1)[1:]
 
     area = per_region()
-    small = (area >= MIN_AREA) & (area <= MAX_SHARE * flat.size / max(1, len(labels)))
-    recalled = per_region(_squared(rebuilt, now)) < per_region(_squared(rebuilt, before))
-    return int((recalled & small).sum()), int(small.sum())
+    num_pixels = labels[0].size if len(labels) else 1
+    small = (area >= MIN_AREA) & (area <= MAX_SHARE * num_pixels)
+    frame = np.zeros(count + 1, np.int64)
+    frame[flat] = np.repeat(np.arange(len(labels)), num_pixels)
+
+    def per_frame(chosen: np.ndarray) -> np.ndarray:
+        return np.bincount(frame[1:][chosen], minlength=len(labels))
+
+    found = {
+        name: per_frame(small & (per_region(_squared(made, now)) < per_region(_squared(made, before))))
+        for name, made in zip(reconstructions, rebuilt, strict=True)
+    }
+    return found, per_frame(small)
 
 
 def _alike(*frames: ArrayLike | Tensor) -> list[Tensor]:

@@ -20,8 +20,9 @@ def summarize(collected: Part, config: EvaluateConfig, horizons: list[int]) -> d
 
     Args:
         collected: Arrays of all clips: ``error/NAME`` and ``ssim/NAME`` (n, N) of each yardstick, ``features/NAME``
-            (n, horizons, 1280) of each and of ``real``, ``nats`` (frames, h, w), ``counts`` of codes (batches, K),
-            rewards and endings by transition, and of each batch ``passes`` and ``imagine_seconds``.
+            (n, horizons, 1280) of each and of ``real``, ``regions/NAME`` (n, N - 1) of each and of ``all``, ``nats``
+            (frames, h, w), ``counts`` of codes (batches, K), rewards and endings by transition, and of each batch
+            ``passes`` and ``imagine_seconds``.
         config: The protocol.
         horizons: Those of the Fréchet distance; none without the extra.
     """
@@ -38,6 +39,7 @@ def summarize(collected: Part, config: EvaluateConfig, horizons: list[int]) -> d
         "psnr_cap": metrics.PSNR_CAP,
         "ssim": {name: _curve(values) for name, values in ssim.items()},
         "fd_efflite0": _frechet(collected, horizons),
+        "regions": _regions(collected),
         "nats_per_token": float(nats.mean()),
         "bits_per_frame": float(nats.sum(axis=(1, 2)).mean() / math.log(2)),
         "nats_by_position": nats.mean(axis=0).tolist(),
@@ -91,6 +93,14 @@ def _frechet(collected: Part, horizons: list[int]) -> dict[str, Any] | None:
         distances = [metrics.frechet_distance(sets["real"][:, i], sets[name][:, i]) for i in range(len(horizons))]
         result[name] = {"mean": distances}
     return result
+
+
+def _regions(collected: Part) -> dict[str, Any] | None:
+    """Recall of small changing regions by each yardstick, or None without the extra."""
+    if "regions/all" not in collected:
+        return None
+    counts = collected["regions/all"].sum(1)
+    return {name: metrics.rate(collected[f"regions/{name}"].sum(1), counts) for name in YARDSTICKS}
 
 
 def _rewards(collected: Part) -> dict[str, Any]:

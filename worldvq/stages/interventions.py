@@ -1,4 +1,4 @@
-"""The tests of a dream that act: branches of one situation, and ways that come back, played in the environment.
+"""The tests of a dream beyond the protocol: those that play the environment, and those that take long.
 
 Where nothing can be played, a network that tells actions from frames says whether a dream obeys.
 """
@@ -8,17 +8,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from worldvq.config.code import import_named, search_last
 from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import EpisodeStore
-from worldvq.errors import UsageError
-from worldvq.evaluation.branches import CannotForkError, find_situations
+from worldvq.errors import UsageError, plural
+from worldvq.evaluation.branches import CannotForkError, Situation, find_situations
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.evaluation.counterfactual import counterfactual
 from worldvq.evaluation.interventions_page import branches_picture
 from worldvq.evaluation.inverse import inverse_dynamics
+from worldvq.evaluation.lasting_page import dreams_picture
+from worldvq.evaluation.long_dreams import STEPS, long_dreams
 from worldvq.evaluation.memory import there_and_back
-from worldvq.evaluation.protocol import check_fits
+from worldvq.evaluation.objects import object_recall
+from worldvq.evaluation.protocol import check_fits, sampling_of
 from worldvq.media.pictures import save_png
 from worldvq.nn.memory import memory_errors
 from worldvq.stages.record import STREAM
@@ -37,6 +42,7 @@ def intervene(
     branches: bool,
     returns: bool,
     inverse: bool = False,
+    objects: bool = False,
     situations: int,
     trust: bool = False,
 ) -> dict[str, Any]:
@@ -51,15 +57,18 @@ def intervene(
             played on, ``inverse`` instead.
         returns: Test whether it remembers (:mod:`worldvq.evaluation.memory`).
         inverse: Test whether what was done can be told from it (:mod:`worldvq.evaluation.inverse`); plays nothing.
+        objects: Test whether it shows what is there (:mod:`worldvq.evaluation.objects`).
         situations: In how many situations.
         trust: Run code that the dataset names: a module, wrappers, keywords.
 
     Returns:
-        ``counterfactual``, ``memory`` and ``inverse``, for the report of :func:`worldvq.evaluation.protocol.evaluate`.
+        ``counterfactual``, ``memory``, ``inverse`` and ``objects``, for the report of
+        :func:`worldvq.evaluation.protocol.evaluate`.
 
     Raises:
-        UsageError: The dataset does not fit the world, names code that is not trusted, has no actions to tell apart, or
-            its environment does not come to the same frames again and ``returns`` alone was asked for.
+        UsageError: The dataset does not fit the world, names code that is not trusted, has no actions to tell apart,
+            its environment does not know its ``objects``, or does not come to the same frames again and these or
+            ``returns`` alone were asked for.
     """
     report: dict[str, Any] = {}
     with (
@@ -67,11 +76,11 @@ def intervene(
         memory_errors(f"fewer clips at once take less: --batch-size, now {config.batch_size}"),
     ):
         check_fits(world, store)
-        if branches or returns:
+        if branches or returns or objects:
             try:
-                report = _play(world, store, out, config, branches, returns, situations, trust)
+                report = _play(world, store, out, config, branches, returns, objects, situations, trust)
             except CannotForkError as error:
-                if not branches:
+                if not branches or objects:
                     raise
                 lost = "--counterfactual and --memory" if returns else "--counterfactual"
                 print(f"{error}: --inverse instead of {lost}", flush=True)
@@ -88,6 +97,7 @@ def _play(
     config: EvaluateConfig,
     branches: bool,
     returns: bool,
+    objects: bool,
     situations: int,
     trust: bool,
 ) -> dict[str, Any]:
@@ -95,15 +105,20 @@ def _play(
     report: dict[str, Any] = {}
     stream = _open(store.meta.env, store.path, trust)
     try:
+        if objects:
+            stream.reset(0)
+            stream.frames_without_objects()  # says so now where it cannot
         print(f"playing '{store.meta.env.id}' in {situations} held-out situations", flush=True)
         found = find_situations(store, stream, config.context, situations, config.seed)
-        given = (config.seed, config.sampling.model_dump(), config.batch_size)
+        given = (config.seed, sampling_of(config), config.batch_size)
         if branches:
             report["counterfactual"], frames = counterfactual(world, stream, found, HORIZON, *given)
             plans = report["counterfactual"]["plans"]
             save_png(out / "branches.png", branches_picture(plans, *frames))
         if returns:
             report["memory"] = there_and_back(world, stream, found, *given)
+        if objects:
+            report["objects"] = object_recall(world, stream, *_with_futures(store, found), *given)
     finally:
         stream.close()
     return report
@@ -119,6 +134,45 @@ def _open(env: EnvConfig, data: Path, trust: bool) -> Any:
         return import_named(STREAM)(env)
     except UsageError as error:
         raise CannotForkError(str(error)) from None
+
+
+def dream_long(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, dreams: int) -> dict[str, Any]:
+    """Dream hundreds of frames (:mod:`worldvq.evaluation.long_dreams`); writes ``long_dreams.png``.
+
+    Args:
+        world: The world.
+        data: A dataset.
+        out: Folder of the picture.
+        config: Context, seed, sampling and batch size.
+        dreams: How many.
+
+    Returns:
+        ``long``, for the report of :func:`worldvq.evaluation.protocol.evaluate`.
+
+    Raises:
+        UsageError: The dataset does not fit the world, or has too little in it.
+    """
+    with EpisodeStore.open(data) as store:
+        check_fits(world, store)
+        print(f"dreaming {plural(dreams, 'time')} {STEPS[-1]} frames", flush=True)
+        given = (config.context, config.seed, sampling_of(config), config.batch_size)
+        with memory_errors(f"fewer dreams at once take less: --batch-size, now {config.batch_size}"):
+            report, frames = long_dreams(world, store, dreams, *given)
+        save_png(out / "long_dreams.png", dreams_picture(frames))
+    return {"long": report}
+
+
+def _with_futures(store: EpisodeStore, found: list[Situation]) -> tuple[list[Situation], list[np.ndarray]]:
+    """Leave out situations that too little follows; return the others, and the actions played after each."""
+    pairs = []
+    for situation in found:
+        start = len(situation.actions)
+        actions = np.array(store.mapped(situation.number).actions[start : start + HORIZON])
+        if len(actions) == HORIZON:
+            pairs.append((situation, actions))
+    if not pairs:
+        raise UsageError(f"{store.path}: no situation goes on for {HORIZON} steps")
+    return [situation for situation, _ in pairs], [actions for _, actions in pairs]
 
 
 def _check_trust(env: EnvConfig, data: Path, trust: bool) -> None:

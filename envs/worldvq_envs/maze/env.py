@@ -199,6 +199,14 @@ class MazeEnv(gymnasium.Env):
         self._maze.set_state(state, [self.np_random])
         return self._observe()
 
+    def frames_without_objects(self) -> np.ndarray:
+        """Return the frame as it is, and then without each ball, (1 + num_objects, H, W, 3) uint8."""
+        scene = self._maze.rules.scene
+        num_objects = scene.object_present.shape[1]
+        copies = scene[np.zeros(1 + num_objects, np.int64)]
+        copies.object_present[np.arange(1, 1 + num_objects), np.arange(num_objects)] = False
+        return self._maze.renderer.render(copies)
+
     def _observe(self) -> np.ndarray:
         return self._maze.renderer.render(self._maze.rules.scene)[0]
 
