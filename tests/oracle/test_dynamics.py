@@ -6,6 +6,7 @@ import torch
 
 from worldvq.models.config import DynamicsConfig, PriorConfig
 from worldvq.models.dynamics import ActionEmbedding, Dynamics
+from worldvq.nn.recall import Recall
 from worldvq.types import ActionSpace
 
 SPACES = {
@@ -25,24 +26,25 @@ def random_actions(space, *shape):
     return factors[0] if space.kind == "discrete" else torch.stack(factors, -1)
 
 
-def make(kind="discrete", grid=(2, 3), num_codes=7):
-    model = Dynamics(CONFIG, grid, num_codes, SPACES[kind]).eval()
+def make(kind="discrete", grid=(2, 3), num_codes=7, recall=False):
+    model = Dynamics(CONFIG.model_copy(update={"recall": recall}), grid, num_codes, SPACES[kind]).eval()
     for parameter in model.parameters():  # nothing may be hidden by zero-initialised branches
         torch.nn.init.normal_(parameter, std=0.3)
     return model
 
 
-@pytest.mark.parametrize("kind", SPACES)
+@pytest.mark.parametrize(("kind", "recall"), [*((kind, False) for kind in SPACES), ("discrete", True)])
 @torch.no_grad()
-def test_no_logit_sees_its_own_token_a_later_one_or_a_later_action(kind):
-    model, steps = make(kind), 6
+def test_no_logit_sees_its_own_token_a_later_one_or_a_later_action(kind, recall):
+    model, steps = make(kind, recall=recall), 8 if recall else 6
     tokens, actions = torch.randint(7, (1, steps, 2, 3)), random_actions(SPACES[kind], 1, steps)
     logits = model(tokens, actions).logits  # [:, t] is of frame t + 1
 
     def changed(new_tokens, new_actions):
         return ((model(new_tokens, new_actions).logits - logits).abs().amax(-1) > 1e-6)[0].flatten(1)
 
-    window = CONFIG.num_blocks * (CONFIG.context_frames - 1)  # frames back through all layers' sliding windows
+    # Frames back through the sliding windows of all blocks, and of recall.
+    window = (CONFIG.num_blocks + recall) * (CONFIG.context_frames - 1)
     for frame in range(steps):
         for place in range(6):
             other = tokens.clone()
@@ -64,10 +66,10 @@ def test_no_logit_sees_its_own_token_a_later_one_or_a_later_action(kind):
         assert step >= steps - 1 or hit[step].all()
 
 
-@pytest.mark.parametrize("kind", SPACES)
+@pytest.mark.parametrize(("kind", "recall"), [(kind, recall) for kind in SPACES for recall in (False, True)])
 @torch.no_grad()
-def test_streaming_with_the_ring_cache_equals_the_full_pass(kind):
-    model, steps = make(kind), 11  # the ring of 3 turns over several times
+def test_streaming_with_the_ring_cache_equals_the_full_pass(kind, recall):
+    model, steps = make(kind, recall=recall), 11  # the ring of 3 turns over several times
     tokens, actions = torch.randint(7, (2, steps, 2, 3)), random_actions(SPACES[kind], 2, steps)
     full, state = model.context(tokens, actions), model.start(2)
     for t in range(steps):
@@ -97,3 +99,47 @@ def test_box_actions_enter_between_minus_one_and_one():
     expected[..., :n] = 2 * (expected[..., :n] - low[:n]) / (high[:n] - low[:n]) - 1
     expected[..., -1] = 0
     np.testing.assert_allclose(embedding(torch.from_numpy(actions)), expected, rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_recall_is_that_of_numpy():
+    layer, window = Recall(8, 2, 6), 3
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    frames, actions = torch.randn(2, 5, 6, 8), torch.randn(2, 5, 8)
+    found = layer(frames, actions, window).numpy()
+    values = layer.value(frames).unflatten(-1, (4, 4)).numpy()  # (B, T, N, heads, D)
+    whole = (layer.describe(frames) * layer.place).mean(2).unflatten(-1, (4, 4)).numpy()
+    whole = whole / np.linalg.norm(whole, axis=-1, keepdims=True)
+    ask, led = (part(actions).unflatten(-1, (4, 4)).numpy() for part in (layer.ask, layer.led))
+    for b, t in np.ndindex(2, 5):
+        known = range(max(0, t - window + 1), t + 1)
+        recalled = np.zeros((6, 4, 4))
+        for head in range(4):
+            scores, shown = [layer.nothing[head].item()], [np.zeros((6, 4))]
+            for u in known:
+                other = u + 1 if head < 2 else u - 1  # the frame that the newest one is compared with
+                if other in known:
+                    alike = whole[b, t, head] @ whole[b, other, head] * layer.sharpness[head].item()
+                    scores.append(alike + ask[b, t, head] @ led[b, min(u, other), head] / 2)
+                    shown.append(values[b, u, :, head])
+            weights = np.exp(scores) / np.exp(scores).sum()
+            recalled[:, head] = np.tensordot(weights, np.array(shown), 1)
+        expected = layer.out(torch.from_numpy(recalled.reshape(6, 16)).float()).numpy()
+        np.testing.assert_allclose(found[b, t], expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("head", "expected"), [(0, [0, 4]), (1, [2])])
+def test_who_sees_a_frame_again_recalls_what_came_before_and_after_it(head, expected):
+    """Frames 0 1 2 3 2 1: before frame 1 came 0, and at the end 2, which is at place 4; after it came 2."""
+    layer, pictures = Recall(16, 1, 4), torch.randn(4, 4, 16)
+    frames = pictures[[0, 1, 2, 3, 2, 1]][None]
+    layer.sharpness.fill_(100)
+    layer.ask.weight.zero_()
+    layer.ask.bias.zero_()
+    layer.out.weight.zero_()
+    layer.out.weight[:, 16 * head : 16 * head + 16] = torch.eye(16)
+    recalled = layer(frames, torch.zeros(1, 6, 16), window=6)[0, -1]
+    shown = layer.value(frames)[0, expected, :, 16 * head : 16 * head + 16].mean(0)
+    torch.testing.assert_close(recalled, shown, rtol=1e-3, atol=1e-3)

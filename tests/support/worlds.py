@@ -22,13 +22,17 @@ SPACES = {
 HEIGHT, WIDTH, CODES, WINDOW = 16, 24, 11, 3
 
 
-def make_world(kind: str = "discrete", num_blocks: int = 2, prior: str = "transformer") -> WorldModel:
+def make_world(
+    kind: str = "discrete", num_blocks: int = 2, prior: str = "transformer", recall: bool = True
+) -> WorldModel:
     torch.manual_seed(0)
     quantizer = QuantizerConfig(num_codes=CODES, code_dim=4)
     tokenizer = Tokenizer(tokenizer_config(quantizer, frame_size=(HEIGHT, WIDTH), downsample=8))
     inner = PriorConfig(kind=prior, width=16, num_blocks=1, num_heads=2)  # type: ignore[arg-type]
-    config = DynamicsConfig(context_frames=WINDOW, width=16, num_blocks=num_blocks, num_heads=2, prior=inner)
+    sizes = {"context_frames": WINDOW, "recall": recall, "num_blocks": num_blocks}
+    config = DynamicsConfig(width=16, num_heads=2, prior=inner, **sizes)
     dynamics = Dynamics(config, tokenizer.grid, CODES, SPACES[kind])
+    torch.manual_seed(0)  # whatever was drawn to build them
     for module in (tokenizer, dynamics):
         for parameter in module.parameters():  # nothing may be hidden by zero-initialised branches
             torch.nn.init.normal_(parameter, std=0.4)

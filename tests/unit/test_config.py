@@ -163,10 +163,10 @@ def test_a_section_given_in_part_keeps_its_other_defaults(tmp_path, path, kind, 
 
 def test_a_dream_may_remember_no_further_than_training_saw():
     with pytest.raises(UsageError) as caught:
-        load_config("maze", ["dynamics.context_frames=17"])
+        load_config("maze", ["dynamics.context_frames=25"])
     message = str(caught.value)
-    assert "\n" not in message and "context_frames 17" in message and "clip_frames 16" in message
-    assert load_config("maze", ["dynamics.context_frames=16"]).dynamics.context_frames == 16
+    assert "\n" not in message and "context_frames 25" in message and "clip_frames 24" in message
+    assert load_config("maze", ["dynamics.context_frames=24"]).dynamics.context_frames == 24
 
 
 def test_dynamics_train_on_clips_that_have_a_next_frame(tmp_path):

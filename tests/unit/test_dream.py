@@ -24,12 +24,13 @@ def world():
 
 @torch.no_grad()
 def test_a_long_dream_equals_recomputing_what_it_can_remember_from_scratch(world):
-    """Each of L blocks sees ``context_frames`` frames of the block below: L (context_frames - 1) + 1 frames in all."""
+    """Recall and each of L blocks see ``context_frames`` frames of what is below: (L + 1) (context_frames - 1) + 1."""
     dynamics, steps = world.dynamics, 60
-    reach = len(dynamics.blocks) * (WINDOW - 1) + 1
+    reach = (len(dynamics.blocks) + 1) * (WINDOW - 1) + 1
     tokens, actions = torch.randint(CODES, (2, steps, *dynamics.grid)), make_actions("discrete", 2, steps)
     state = dynamics.start(2)
-    before = [(cache.keys.data_ptr(), cache.keys.shape) for cache in state.caches]
+    rings = [*state.caches, state.recalled]
+    before = [(cache.keys.data_ptr(), cache.keys.shape) for cache in rings]
     for step in range(steps):
         streamed = dynamics.observe(tokens[:, step], actions[:, step], state)
         if step % 7 == 0 and step >= reach:
@@ -38,7 +39,7 @@ def test_a_long_dream_equals_recomputing_what_it_can_remember_from_scratch(world
             torch.testing.assert_close(streamed.context[:, 0], fresh.context[:, -1], rtol=1e-4, atol=1e-4)
             shorter = dynamics.context(tokens[:, window][:, 1:], actions[:, window][:, 1:])
             assert not torch.allclose(streamed.context[:, 0], shorter.context[:, -1], rtol=1e-4, atol=1e-4)
-    assert [(cache.keys.data_ptr(), cache.keys.shape) for cache in state.caches] == before  # in place, for ever
+    assert [(cache.keys.data_ptr(), cache.keys.shape) for cache in rings] == before  # in place, for ever
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -84,7 +84,7 @@ def test_what_a_dream_remembers(num_blocks):
 
     A second block sees frames through what the first made of them, which reaches further back: cutting changes it.
     """
-    world = make_world(num_blocks=num_blocks)
+    world = make_world(num_blocks=num_blocks, recall=False)
     tokens, actions = torch.randint(CODES, (4, 10, *world.dynamics.grid)), make_actions("discrete", 4, 10)
     long = world.imagine_tokens(tokens, actions, seed=2)
     short = world.imagine_tokens(tokens[:, -WINDOW:], actions[:, -WINDOW:], seed=2)

@@ -19,4 +19,7 @@ class EvaluateConfig(Config):
     """Clips that are imagined at a time."""
     seed: NonNegativeInt = 0
     """Of the clips and of the sampling."""
+    situations: NonNegativeInt = 0
+    """Held-out situations that ``demo`` plays on in the environment itself, to see whether the dream obeys and
+    remembers (docs/evaluation.md); 0 leaves that out."""
     sampling: SamplingConfig = SamplingConfig()

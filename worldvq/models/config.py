@@ -81,6 +81,8 @@ class DynamicsConfig(Config):
 
     context_frames: PositiveInt = 8
     """Frames that temporal attention sees, the current one included; the size of the ring cache."""
+    recall: bool = False
+    """Attention to whole frames: what came before, or after, the last time one saw this and did that."""
     width: Size = 128
     """Channels of the context network; must divide by 4 x ``num_heads``."""
     num_blocks: Blocks = 3

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from worldvq.models.config import DynamicsConfig
 from worldvq.models.priors import make_prior
 from worldvq.nn.attention import Attention, FeedForward, RingCache, grid_angles, ring_ages, rotary_angles
+from worldvq.nn.recall import Recall, RecallRing
 from worldvq.nn.symlog import NUM_BINS
 from worldvq.types import UNBOUNDED, ActionSpace
 
@@ -98,12 +99,13 @@ class DynamicsState:
 
     Attributes:
         caches: One a block, its rows the positions of the B worlds, B-major.
+        recalled: Of whole frames, its rows the B worlds; None where the network has no such layer.
         clock: (1,) int64, frames written so far; it says which slot is next.
         ages: (B,) int64, frames that each row has observed.
     """
 
-    def __init__(self, caches: list[RingCache], clock: Tensor, ages: Tensor):
-        self.caches, self.clock, self.ages = caches, clock, ages
+    def __init__(self, caches: list[RingCache], recalled: RecallRing | None, clock: Tensor, ages: Tensor):
+        self.caches, self.recalled, self.clock, self.ages = caches, recalled, clock, ages
 
     @property
     def size(self) -> int:
@@ -118,13 +120,17 @@ class DynamicsState:
     def select(self, rows: Tensor) -> DynamicsState:
         """Return a copy of rows (n,) int64, in that order; one may be there more than once."""
         positions = self._positions(rows)
-        return DynamicsState([cache.select(positions) for cache in self.caches], self.clock.clone(), self.ages[rows])
+        caches = [cache.select(positions) for cache in self.caches]
+        recalled = self.recalled and self.recalled.select(rows)
+        return DynamicsState(caches, recalled, self.clock.clone(), self.ages[rows])
 
     def put(self, rows: Tensor, other: DynamicsState) -> None:
         """Overwrite rows (n,) int64, in place, by the n rows of another state."""
-        positions, turn = self._positions(rows), int(self.clock - other.clock) % self.size
+        positions, turn = self._positions(rows), int(self.clock - other.clock)
         for cache, new in zip(self.caches, other.caches, strict=True):
             cache.put(positions, new, turn)
+        if self.recalled is not None and other.recalled is not None:
+            self.recalled.put(rows, other.recalled, turn)
         self.ages[rows] = other.ages
 
 
@@ -144,6 +150,7 @@ class Dynamics(nn.Module):
         self.blocks: list[SpaceTimeBlock] = nn.ModuleList(  # type: ignore[assignment]
             SpaceTimeBlock(width, config.num_heads) for _ in range(config.num_blocks)
         )
+        self.recall = Recall(width, config.num_heads, length) if config.recall else None
         self.norm = nn.LayerNorm(width)
         self.prior = make_prior(config.prior, grid, num_codes, context_dim=width)
         self.forecast = nn.Linear(width, num_codes)
@@ -166,9 +173,9 @@ class Dynamics(nn.Module):
             projection = torch.randn(codes.shape[1], embed.embedding_dim, device=codes.device)
             embed.weight.copy_(codes @ projection / codes.shape[1] ** 0.5)
 
-    def _inputs(self, tokens: Tensor, actions: Tensor) -> Tensor:
+    def _inputs(self, frames: Tensor, actions: Tensor) -> Tensor:
         """Sum of token, position and action embeddings: (B, T, N, width)."""
-        return self.embed(tokens.flatten(2)) + self.position + self.embed_action(actions)[:, :, None]
+        return frames + self.position + actions[:, :, None]
 
     def forward(self, tokens: Tensor, actions: Tensor) -> Prediction:
         """Predict every next frame of whole clips in parallel, teacher-forced.
@@ -191,7 +198,10 @@ class Dynamics(nn.Module):
             actions: (B, T, ...), ``actions[:, t]`` leads out of frame t.
         """
         batch, steps = tokens.shape[:2]
-        x = self._inputs(tokens, actions)  # (B, T, N, W)
+        frames, taken = self.embed(tokens.flatten(2)), self.embed_action(actions)
+        x = self._inputs(frames, taken)  # (B, T, N, W)
+        if self.recall is not None:
+            x = x + self.recall(frames, taken, self.config.context_frames)
         length = x.shape[2]
         angles = rotary_angles(torch.arange(steps, device=x.device)[:, None].float(), self.blocks[0].time.head_dim)
         cos, sin = angles.cos(), angles.sin()
@@ -217,8 +227,9 @@ class Dynamics(nn.Module):
         """Return an empty state for streaming ``batch`` worlds."""
         rows, size, like = batch * self.grid[0] * self.grid[1], self.config.context_frames, self.position
         caches = [RingCache.empty(rows, block.time, size, like) for block in self.blocks]
+        recalled = None if self.recall is None else RecallRing.for_frames(batch, self.recall, size, like)
         zeros = torch.zeros(1 + batch, dtype=torch.int64, device=like.device)
-        return DynamicsState(caches, zeros[:1].clone(), zeros[1:].clone())
+        return DynamicsState(caches, recalled, zeros[:1].clone(), zeros[1:].clone())
 
     def observe(self, tokens: Tensor, actions: Tensor, state: DynamicsState) -> DynamicsOutput:
         """Take in one frame and the action that leads out of it; equals the last step of :meth:`context`.
@@ -231,7 +242,11 @@ class Dynamics(nn.Module):
         Returns:
             As :meth:`context`, with T = 1.
         """
-        x = self._inputs(tokens[:, None], actions[:, None])[:, 0]  # (B, N, W)
+        frame, taken = self.embed(tokens.flatten(1)), self.embed_action(actions[:, None])[:, 0]
+        x = self._inputs(frame[:, None], taken[:, None])[:, 0]  # (B, N, W)
+        if self.recall is not None:
+            assert state.recalled is not None
+            x = x + state.recalled.recall(self.recall, frame, taken, state.clock, state.ages)
         ages, slot = ring_ages(state.clock, state.size)
         angles = rotary_angles(-ages[:, None].float(), self.blocks[0].time.head_dim)
         cos, sin = angles.cos(), angles.sin()
@@ -251,7 +266,7 @@ def _initialize(dynamics: Dynamics) -> None:
     for module in dynamics.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)
-        if isinstance(module, Attention):
+        if isinstance(module, Attention | Recall):
             nn.init.zeros_(module.out.weight)
         if isinstance(module, FeedForward):
             nn.init.zeros_(module[-1].weight)  # type: ignore[arg-type]

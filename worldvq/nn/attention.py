@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -137,12 +139,12 @@ class RingCache:
         self.values.index_copy_(2, slot, v.to(self.values.dtype))
         return attention.attend(q, rotate(self.keys, cos, sin), self.values, mask)
 
-    def select(self, rows: Tensor) -> RingCache:
+    def select(self, rows: Tensor) -> Self:
         """Return a copy of rows (n,) int64."""
-        return RingCache(self.keys[rows], self.values[rows])
+        return type(self)(self.keys[rows], self.values[rows])
 
     def put(self, rows: Tensor, other: RingCache, turn: int) -> None:
-        """Overwrite rows (n,) int64 by those of another cache, whose slot i goes to slot i + ``turn``."""
+        """Overwrite rows (n,) int64 by those of another cache that is ``turn`` steps behind this one."""
         self.keys[rows] = other.keys.roll(turn, 2)
         self.values[rows] = other.values.roll(turn, 2)
 

@@ -17,6 +17,7 @@ from worldvq.nn.devices import resolve_device
 from worldvq.stages.dynamics import train_dynamics
 from worldvq.stages.experiment import ExperimentConfig
 from worldvq.stages.imagine import imagine
+from worldvq.stages.interventions import intervene
 from worldvq.stages.record import record
 from worldvq.stages.tokenizer import train_tokenizer
 from worldvq.stages.tokens import tokenize
@@ -51,7 +52,7 @@ def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None], dev
     stage("train tokenizer", lambda: train_tokenizer(config, data, tokenizer, device=device))
     stage("tokenize", lambda: tokenize(tokenizer, data, tokens, device))
     stage("train dynamics", lambda: train_dynamics(config, tokens, tokenizer, dynamics, world, device=device))
-    stage("evaluate", lambda: _evaluate_once(world, data, report, config.evaluate, device))
+    stage("evaluate", lambda: _evaluate_once(world, data, report, config.evaluate, device, say))
     stage("render", lambda: _render(world, data, out, config.evaluate, device))
     return {**read_json(report / "report.json", MAX_REPORT), "stage_seconds": seconds}
 
@@ -66,7 +67,9 @@ def _check_tokens(tokens: Path, tokenizer: Path, steps: int) -> None:
         )
 
 
-def _evaluate_once(folder: Path, data: Path, out: Path, config: EvaluateConfig, device: str) -> None:
+def _evaluate_once(
+    folder: Path, data: Path, out: Path, config: EvaluateConfig, device: str, say: Callable[[str], None]
+) -> None:
     """Evaluate, unless the report of this very world and protocol is there."""
     world = WorldModel.load(folder, device)
     path = out / "report.json"
@@ -74,7 +77,14 @@ def _evaluate_once(folder: Path, data: Path, out: Path, config: EvaluateConfig, 
         report = read_json(path, MAX_REPORT)
         if report["protocol"] == config.model_dump(mode="json") and report["world"]["hash"] == world.hash():
             return
-    evaluate(world, data, out, config)
+    more: dict[str, Any] = {}
+    if config.situations:
+        try:
+            tests = {"branches": True, "returns": True, "situations": config.situations}
+            more = intervene(world, data, out, config, **tests, trust=True)  # the user named what is played
+        except UsageError as error:
+            say(f"not played on in the environment: {error}")
+    evaluate(world, data, out, config, more=more)
 
 
 def _render(world: Path, data: Path, root: Path, config: EvaluateConfig, device: str) -> None:
