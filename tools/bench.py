@@ -166,7 +166,7 @@ def bench_data(bench: Bench, folder: Path) -> EpisodeStore:
         return 100.0
 
     bare = statistics.median(rates(step, bench.seconds, bench.repeats))
-    store = record(MAZE, RecordConfig(frames=6000, workers=1), folder / "data")
+    store = record(MAZE, RecordConfig(frames=6000, workers=1, policy="held"), folder / "data")
     done = sorted(((store.path / entry.file).stat().st_mtime, entry.num_frames) for entry in store.entries)
     gaps = np.diff([when for when, _ in done])  # from one finished episode to the next
     found = sorted(float(frames / gap) for gap, (_, frames) in zip(gaps, done[1:], strict=True))

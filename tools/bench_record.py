@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     config = EnvConfig(id=arguments.env, size=(arguments.size,) * 2, frame_skip=arguments.frame_skip)
-    record_config = RecordConfig(frames=arguments.frames, workers=arguments.workers)
+    record_config = RecordConfig(frames=arguments.frames, workers=arguments.workers, policy="held")
     ratios = []
     for number in range(1, arguments.rounds + 1):
         recorded = record_rate(config, record_config)

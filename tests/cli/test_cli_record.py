@@ -15,7 +15,7 @@ from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.files.lock import Lock
 from worldvq.types import ActionSpace
 
-MAZE = ["record", "worldvq/Maze-v0", "--workers", "1", "env.max_steps=12"]
+MAZE = ["record", "worldvq/Maze-v0", "--workers", "1", "--policy", "random", "env.max_steps=12"]
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,9 @@ def toy(frame_skip: int = 1, crop=None, **kwargs) -> EnvConfig:
 
 def run(out: Path, env: EnvConfig, **changes) -> EpisodeStore:
     """Record, and open what lies there for reading."""
-    record(env, RecordConfig(**{"frames": None, "workers": 1, **changes}), out, progress=False).close()
+    record(
+        env, RecordConfig(**{"frames": None, "workers": 1, "policy": "held", **changes}), out, progress=False
+    ).close()
     assert not multiprocessing.active_children()
     return EpisodeStore.open(out)
 

@@ -31,8 +31,8 @@ def record_command(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="random, held (random, each action kept a while, as long as frames change), module:function, "
-            "./file.py:function or an SB3 zip."
+            help="retrace (random, each action kept a while, as long as frames change, half of it undone; the "
+            "default), held (nothing undone), random, module:function, ./file.py:function or an SB3 zip."
         ),
     ] = None,
     size: Annotated[
@@ -134,5 +134,7 @@ def _as_recorded(base: Any, out: Path, trust: bool) -> Any:
     if not trust:
         raise UsageError(f"{out} names {code}: running them runs code; add --trust to do so, or name the environment")
     print(f"as in {out}: {code}", flush=True)
-    kept = {name: getattr(recorded, name) for name in ("policy", "hold", "seed", "heldout_every", "compression")}
+    kept = {
+        name: getattr(recorded, name) for name in ("policy", "hold", "undo", "seed", "heldout_every", "compression")
+    }
     return base.model_copy(update={"env": env, "record": base.record.model_copy(update=kept)})

@@ -76,6 +76,8 @@ def _in_words(schema: dict[str, Any]) -> str:
         return ", or ".join(_in_words(option) for option in schema["anyOf"])
     if "enum" in schema:
         return "one of " + ", ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
     kind = schema["type"]
     if kind == "array" and "prefixItems" in schema:
         return f"list of {len(schema['prefixItems'])}: {_in_words(schema['prefixItems'][0])}"

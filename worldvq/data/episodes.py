@@ -49,6 +49,8 @@ class DatasetMeta(Record):
     frame_size: tuple[Side, Side]
     seed: NonNegativeInt = 0
     policy: str
+    undo: dict[str, str] | Literal["negated"] | None = None
+    """Which action undoes which, as the policy ``retrace`` took it; None where another one played."""
     heldout_every: PositiveInt = 10
     compression: Literal["none", "zstd"] = "none"
     versions: dict[str, str] = {}

@@ -16,11 +16,15 @@ class RecordConfig(Config):
     """Stop after this many episodes; overrides ``frames``."""
     workers: PositiveInt = 2
     """Processes that play side by side; how many changes nothing in what is recorded."""
-    policy: str = "held"
-    """``random``, ``held`` (random, each action kept for a while, as long as frames change), ``module:function``,
-    ``./file.py:function`` or a path to a SB3 zip."""
+    policy: str = "retrace"
+    """``retrace`` (random actions, each kept for a while, as long as frames change, and about half of them undone),
+    ``held`` (nothing is undone), ``random``, ``module:function``, ``./file.py:function`` or a path to a SB3 zip."""
     hold: PositiveInt = 8
-    """Longest number of steps for which ``held`` keeps an action; one that changes nothing it drops at once."""
+    """Longest number of steps for which ``retrace`` and ``held`` keep an action; one that changes nothing they drop at
+    once."""
+    undo: dict[str, str] | Literal["negated"] | None = None
+    """For ``retrace``, which action undoes which: ``{look_left: look_right}``, which holds both ways; ``negated`` for
+    actions that are numbers; ``{}`` for none. Not given, it is found by trying, once for a dataset."""
     seed: NonNegativeInt = 0
     """Of the environment and the policy: the same seed gives the same dataset."""
     heldout_every: PositiveInt = 10

@@ -23,10 +23,14 @@ from worldvq.recording.config import RecordConfig
 from worldvq.recording.janitor import GROUP_FILE
 from worldvq.recording.policies import Policy, Stream, check_action, make_policy
 from worldvq.recording.spool import Ending, Phase, Spool
+from worldvq.recording.undo import Undo
+from worldvq.recording.undo_probe import find_undo
 from worldvq.types import Episode
 
 PROBE = -1
 """The number of a job that only tries whether an episode can begin."""
+UNDO_PROBE = -2
+"""The number of a job that finds which action undoes which."""
 
 
 def episode_seed(seed: int, number: int, use: int = 0) -> int:
@@ -106,9 +110,9 @@ def describe(error: BaseException) -> str:
 def work(pipe: Connection, scratch: str, stream: str, env: EnvConfig, config: RecordConfig, out: Path) -> None:
     """Body of a worker process. Messages are JSON both ways, each with the sequence number of its job.
 
-    In come ``{sequence, number, attempt}``. Out go ``{sequence, action_space}`` once the environment is built,
-    ``{sequence, lines}`` that say what is recorded for a probe, ``{sequence, entry}`` for an episode that is written,
-    or ``{sequence, error, fatal, usage}``, the last one.
+    In come ``{sequence, number, attempt, undo}``. Out go ``{sequence, action_space}`` once the environment is built,
+    ``{sequence, lines}`` that say what is recorded for a probe, ``{sequence, undo}`` for one of which action undoes
+    which, ``{sequence, entry}`` for an episode that is written, or ``{sequence, error, fatal, usage}``, the last one.
     """
     _settle(scratch)
     spool, world, sequence = Spool(Path(scratch) / "spool"), None, -1
@@ -124,6 +128,10 @@ def work(pipe: Connection, scratch: str, stream: str, env: EnvConfig, config: Re
             spool.begin(-1, -1, 0, Phase.IDLE)
             job = json.loads(pipe.recv_bytes())
             sequence, number = job["sequence"], job["number"]
+            config = config.model_copy(update={"undo": job["undo"]})
+            if number == UNDO_PROBE:
+                send(undo=_probe_undo(world, config, spool, sequence))
+                continue
             if number == PROBE:
                 _probe(world, config, spool, sequence)
                 send(lines=world.describe())
@@ -177,3 +185,14 @@ def _probe(stream: Stream, config: RecordConfig, spool: Spool, sequence: int) ->
         raise UsageError(f"it cannot be recorded: {' '.join(str(error).split())}") from None
     except Exception as error:
         print(f"worldvq: the first step of episode 0 failed: {describe(error)}", file=sys.stderr, flush=True)
+
+
+def _probe_undo(stream: Stream, config: RecordConfig, spool: Spool, sequence: int) -> Undo:
+    """Find which action undoes which, in episodes of its own; every step and reset moves the worker's deadline."""
+    spool.begin(sequence, UNDO_PROBE, episode_seed(config.seed, 0, 4), Phase.RESETTING)
+    return find_undo(
+        stream,
+        seed=episode_seed(config.seed, 0, 5),
+        seed_of=lambda number: episode_seed(config.seed, number, 4),
+        moving=lambda steps: spool.set_phase(Phase.STEPPING if steps else Phase.RESETTING),
+    )

@@ -1,4 +1,4 @@
-"""Who plays while recording: random, random with held actions, one's own function, or a trained SB3 agent."""
+"""Who plays while recording: at random in one of three ways, one's own function, or a trained SB3 agent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import numpy as np
 from worldvq.config.code import import_named
 from worldvq.errors import UsageError
 from worldvq.recording.config import RecordConfig
-from worldvq.types import UNBOUNDED, ActionSpace
+from worldvq.recording.players import Held, Retrace, random_action
+from worldvq.recording.undo import completed, inverse_of
+from worldvq.types import ActionSpace
 
 
 class Stream(Protocol):
@@ -47,46 +49,9 @@ class Stream(Protocol):
         ...
 
 
+EXPLORERS = ("random", "held", "retrace")
 Policy = Callable[[np.ndarray], Any]
 """From a frame to the stored action to take."""
-
-
-def random_action(space: ActionSpace, rng: np.random.Generator) -> np.ndarray:
-    """Draw a stored action: uniformly between bounds, and normally beyond the bound of a side that has only one.
-
-    Bounds of a million and more count as none (:data:`worldvq.types.UNBOUNDED`).
-    """
-    if space.kind != "box":
-        return rng.integers(0, np.array(space.nvec)).reshape(space.shape)
-    low, high = np.array(space.low), np.array(space.high)
-    has_low, has_high = np.abs(low) < UNBOUNDED, np.abs(high) < UNBOUNDED
-    both = has_low & has_high
-    uniform = rng.uniform(np.where(both, low, 0), np.where(both, high, 1))
-    normal = rng.standard_normal(len(low))
-    beyond = np.where(has_low, low + np.abs(normal), np.where(has_high, high - np.abs(normal), normal))
-    return np.where(both, uniform, beyond).astype(np.float32)
-
-
-class _Held:
-    """Random actions, each kept for 1 to ``hold`` steps: moves far, where fresh choices every step only jitter.
-
-    An action that has left the frame as it was is dropped for a new one: pushing on against a wall shows nothing new.
-    """
-
-    def __init__(self, space: ActionSpace, hold: int, rng: np.random.Generator):
-        self.space, self.hold, self.rng = space, hold, rng
-        self.left = 0
-        self.action: Any = None
-        self.before: np.ndarray | None = None
-
-    def __call__(self, frame: np.ndarray) -> Any:
-        still = self.before is not None and np.array_equal(frame, self.before)
-        self.before = frame.copy()  # a stream may draw the next frame into the same array
-        if self.left == 0 or still:
-            self.action = random_action(self.space, self.rng)
-            self.left = int(self.rng.integers(1, self.hold + 1))
-        self.left -= 1
-        return self.action
 
 
 def check_policy(name: str) -> None:
@@ -95,7 +60,7 @@ def check_policy(name: str) -> None:
     Raises:
         UsageError: Unknown name, function or file, or stable-baselines3 is missing.
     """
-    if name in ("random", "held"):
+    if name in EXPLORERS:
         return
     if name.endswith(".zip"):
         if not Path(name).is_file():
@@ -108,7 +73,8 @@ def check_policy(name: str) -> None:
         import_named(name)
     else:
         raise UsageError(
-            f"unknown policy '{name}': random, held, module:function, ./file.py:function or an SB3 agent's .zip"
+            f"unknown policy '{name}': {', '.join(EXPLORERS)}, module:function, ./file.py:function or an SB3 agent's "
+            ".zip"
         )
 
 
@@ -122,7 +88,9 @@ def make_policy(config: RecordConfig, stream: Stream, seed: int) -> Policy:
     if config.policy == "random":
         return lambda frame: random_action(space, rng)
     if config.policy == "held":
-        return _Held(space, config.hold, rng)
+        return Held(space, config.hold, rng)
+    if config.policy == "retrace":
+        return Retrace(space, config.hold, inverse_of(space, completed(config.undo or {})), rng)
     if config.policy.endswith(".zip"):
         return _agent(config.policy, stream, seed)
     return import_named(config.policy)(space, seed)

@@ -32,6 +32,7 @@ from worldvq.files.lock import check_unlocked
 from worldvq.recording.config import RecordConfig
 from worldvq.recording.playing import episode_seed, play
 from worldvq.recording.policies import check_policy
+from worldvq.recording.undo import Undo, completed, describe_undo
 from worldvq.recording.workers import Failure, Job, Pool
 from worldvq.types import ActionSpace
 
@@ -77,7 +78,10 @@ def record(
     check_unlocked(out, shared=not shard.is_whole)
     pool = Pool(stream, env, config, out)
     try:
-        meta = _describe(env, config, pool.probe())
+        action_space = pool.probe()
+        if config.policy == "retrace":
+            _know_undo(pool, out)
+        meta = _describe(env, config, action_space, pool.undo)
         for line in pool.lines if progress else ():
             print(f"recording '{env.id}': {line}", flush=True)
         store = EpisodeStore.create(out, meta, shard)
@@ -97,7 +101,24 @@ def record(
         pool.close()
 
 
-def _describe(env: EnvConfig, config: RecordConfig, action_space: ActionSpace) -> DatasetMeta:
+def _know_undo(pool: Pool, out: Path) -> None:
+    """Have the pool know which action undoes which: as it was given, as the dataset has it, or by trying."""
+    if pool.undo is None:
+        pool.undo = _undo_in(out)
+    if pool.undo is None:
+        pool.find_undo()
+        found = _undo_in(out)  # of another shard, which was faster
+        pool.undo = pool.undo if found is None else found
+    pool.undo = completed(pool.undo or {})
+    pool.lines.append(describe_undo(pool.undo))
+
+
+def _undo_in(out: Path) -> Undo | None:
+    return EpisodeStore.read_meta(out).undo if (out / EpisodeStore.meta_file).is_file() else None
+
+
+def _describe(env: EnvConfig, config: RecordConfig, action_space: ActionSpace, undo: Undo | None) -> DatasetMeta:
+    kinds = {"held": f"held {config.hold} while frames change", "retrace": f"retrace {config.hold}"}
     names = ("worldvq", "gymnasium", "numpy", *(("vizdoom",) if "izdoom" in env.id else ()))
     return DatasetMeta(
         env=env,
@@ -105,7 +126,8 @@ def _describe(env: EnvConfig, config: RecordConfig, action_space: ActionSpace) -
         frame_size=env.size,
         seed=config.seed,
         # The name says how: what the older `held N` recorded, which dropped no action, is not continued by this one.
-        policy=config.policy if config.policy != "held" else f"held {config.hold} while frames change",
+        policy=kinds.get(config.policy, config.policy),
+        undo=undo if config.policy == "retrace" else None,
         heldout_every=config.heldout_every,
         compression=config.compression,
         versions={"python": platform.python_version(), **{name: metadata.version(name) for name in names}},
@@ -123,7 +145,8 @@ def settings_of(out: Path) -> tuple[EnvConfig, RecordConfig]:
     meta = EpisodeStore.open(out).meta
     _refuse_videos(meta.env, out)
     policy, *words = meta.policy.split(" ")
-    kept = {"policy": policy, "hold": words[0]} if policy == "held" and words else {"policy": meta.policy}
+    kept = {"policy": policy, "hold": words[0]} if policy in ("held", "retrace") and words else {"policy": meta.policy}
+    kept |= {"undo": meta.undo}
     kept |= {"seed": meta.seed, "heldout_every": meta.heldout_every, "compression": meta.compression}
     return meta.env, build(RecordConfig, kept, str(out / EpisodeStore.meta_file))
 

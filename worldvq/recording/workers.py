@@ -14,6 +14,7 @@ import multiprocessing.util
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import uuid
@@ -30,8 +31,9 @@ from worldvq.data.episode_files import IndexEntry
 from worldvq.errors import RunError, UsageError
 from worldvq.recording import janitor
 from worldvq.recording.config import RecordConfig
-from worldvq.recording.playing import PROBE, work
+from worldvq.recording.playing import PROBE, UNDO_PROBE, work
 from worldvq.recording.spool import Phase, Spool
+from worldvq.recording.undo import Undo
 from worldvq.types import ActionSpace, Episode
 
 START_SECONDS = 120.0
@@ -98,6 +100,8 @@ class Pool:
         self._failed_starts = 0
         self.lines: list[str] = []
         """What the probe says of the recording."""
+        self.undo: Undo | None = config.undo
+        """Which action undoes which, as every job that is given from now on is told."""
         self._scratch = Path(tempfile.gettempdir()) / f"worldvq-{uuid.uuid4().hex[:12]}"
         janitor.tell(f"folder {self._scratch}")  # before it exists: this process can be killed at any moment
         self._scratch.mkdir(0o700)
@@ -144,6 +148,20 @@ class Pool:
         assert worker.action_space is not None
         return worker.action_space
 
+    def find_undo(self) -> None:
+        """Let the first worker find which action undoes which; nothing, where it fails at that, and it is replaced."""
+        jobs = [Job(UNDO_PROBE)]
+        while jobs or any(worker.jobs for worker in self._workers.values()):
+            if jobs:
+                self.give(jobs.pop())
+            for result in self.results():
+                if isinstance(result, Job):
+                    jobs.append(result)
+                elif isinstance(result, Failure):
+                    self.undo = {}
+                    problem = f"trying which action undoes which, seed {result.seed}, failed: {result.error}"
+                    print(f"worldvq: '{self._env.id}': {problem}", file=sys.stderr, flush=True)
+
     @property
     def idle(self) -> int:
         """How many more jobs the pool takes: each worker one to play and one in hand, so that none waits for work."""
@@ -182,7 +200,7 @@ class Pool:
     def _send(self, worker: _Worker, job: Job) -> None:
         self._sequence += 1
         worker.jobs[self._sequence] = job
-        message = {"sequence": self._sequence, "number": job.number, "attempt": job.attempt}
+        message = {"sequence": self._sequence, "number": job.number, "attempt": job.attempt, "undo": self.undo}
         with suppress(OSError):  # it died: `results` sees that, and gives the job back
             worker.pipe.send_bytes(json.dumps(message).encode())
 
@@ -209,6 +227,7 @@ class Pool:
                 self._failed_starts = 0
             elif worker.jobs.pop(message["sequence"], None):
                 self.lines = message.get("lines", self.lines)
+                self.undo = message.get("undo", self.undo)
                 if "entry" in message:
                     yield IndexEntry.model_validate(message["entry"])
         for worker in list(self._workers.values()):
@@ -238,11 +257,11 @@ class Pool:
         header = worker.spool.header()
         job = worker.jobs.pop(header.sequence, None)
         episode = None
-        if job and job.number != PROBE and worker.action_space is not None:
+        if job and job.number >= 0 and worker.action_space is not None:
             episode = worker.spool.episode({"error": error})
         self._forget(worker)
         probing = job == Job(PROBE) or Job(PROBE) in worker.jobs.values()
-        if message.get("fatal") and (probing or header.phase != Phase.BUILDING):
+        if message.get("fatal") and job != Job(UNDO_PROBE) and (probing or header.phase != Phase.BUILDING):
             where = f", episode {job.number}, seed {header.seed}" if job and job.number >= 0 else ""
             where = "" if self._env.id in error else f"'{self._env.id}'{where}: "
             raise (UsageError if message["usage"] else RunError)(where + error)

@@ -23,20 +23,27 @@ def record(
     shard: Shard = Shard(),  # noqa: B008 (frozen)
 ) -> EpisodeStore:
     """Record a Gymnasium environment; see :func:`worldvq.recording.record.record`."""
-    store = recorder.record(env, _with_split(config, out), out, stream=STREAM, progress=progress, shard=shard)
+    store = recorder.record(env, _as_before(config, out), out, stream=STREAM, progress=progress, shard=shard)
     return _checked(store) if shard.is_whole else store
 
 
 def record_on_ray(env: EnvConfig, config: RecordConfig, out: Path, actors: int) -> EpisodeStore:
     """Record a Gymnasium environment on a Ray cluster; see :func:`worldvq.recording.ray.record_on_ray`."""
-    return _checked(ray.record_on_ray(env, _with_split(config, out), out, actors, stream=STREAM))
+    return _checked(ray.record_on_ray(env, _as_before(config, out), out, actors, stream=STREAM))
 
 
-def _with_split(config: RecordConfig, out: Path) -> RecordConfig:
-    """Return the config that holds out what the dataset does which it continues, unless it says otherwise itself."""
-    if "heldout_every" in config.model_fields_set or not (out / EpisodeStore.meta_file).is_file():
+def _as_before(config: RecordConfig, out: Path) -> RecordConfig:
+    """Return the config that goes on as the dataset which it continues, where it does not say otherwise itself.
+
+    That is what is held out and, of a dataset from when ``held`` was the default, who plays.
+    """
+    if not (out / EpisodeStore.meta_file).is_file():
         return config
-    return config.model_copy(update={"heldout_every": EpisodeStore.read_meta(out).heldout_every})
+    meta = EpisodeStore.read_meta(out)
+    before = {"heldout_every": meta.heldout_every}
+    if meta.policy.split(" ")[0] == "held":
+        before["policy"] = "held"
+    return config.model_copy(update={key: before[key] for key in before.keys() - config.model_fields_set})
 
 
 def _checked(store: EpisodeStore) -> EpisodeStore:
