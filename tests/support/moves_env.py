@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-SIZE = (8, 8)
+SIZE = (16, 16)
 EDGE = 8
 """How far from the middle one can go; a move beyond does nothing."""
 MOVES = {"stay": (0, 0), "left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -39,7 +39,7 @@ class MovesEnv(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
         self.steps = 0
-        self.position = self.np_random.integers(-3, 4, 2).astype(float)
+        self.position = self.np_random.integers(-3, 4, self.crowd or 2).astype(float)
         return self._observe(), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
@@ -51,8 +51,7 @@ class MovesEnv(gymnasium.Env):
 
     def _move(self, action: Any) -> Any:
         if self.crowd:
-            angle = 2 * np.pi * (action // 2) / self.crowd
-            return (1 - 2 * (action % 2)) * np.array([np.cos(angle), np.sin(angle)])
+            return (1 - 2 * (action % 2)) * np.eye(self.crowd)[action // 2]
         if self.action == "discrete":
             if action == len(MOVES):
                 return self.np_random.integers(-3, 4, 2) - self.position
@@ -63,7 +62,10 @@ class MovesEnv(gymnasium.Env):
 
     def _observe(self) -> np.ndarray:
         frame = np.full((*SIZE, 3), 100, np.uint8)
-        frame[..., :2] = np.rint(128 + self.position * 12)
+        if self.crowd:
+            frame[: self.crowd] = np.rint(128 + self.position * 12)[:, None, None]
+        else:
+            frame[..., :2] = np.rint(128 + self.position * 12)
         return frame
 
 

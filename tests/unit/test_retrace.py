@@ -162,7 +162,7 @@ def test_an_action_without_a_negative_in_its_bounds_has_no_inverse():
         (PLANE, {"left": "rihgt"}, "no action 'rihgt' (did you mean 'right'?): stay, left, right, up, down, jump"),
         (PLANE, "negated", "for discrete actions write record.undo={action: the action that undoes it}"),
         (BOX, {"0": "1"}, "for box actions write record.undo=negated"),
-        (BUTTONS, {"lift": "left"}, "no action 'lift' (did you mean 'left'?): left, right, lift=1, lift=2"),
+        (BUTTONS, {"lift": "left"}, "no action 'lift' (did you mean 'lift=2'?): left, right, lift=1, lift=2"),
         (ActionSpace("discrete", (3,)), {"1": "3"}, "no action '3': 0, 1, 2"),
     ],
 )

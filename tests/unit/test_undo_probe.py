@@ -47,7 +47,7 @@ def find(env: EnvConfig, seed: int = 0):
     return table, calls
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
     ("env", "expected"),
     [
@@ -57,7 +57,7 @@ def find(env: EnvConfig, seed: int = 0):
         (moves(action="forward"), {}),
         (toy(length=40), {}),
         (toy(length=40, action="box"), {}),
-        (toy(length=3), {}),  # no try ends before the episode does
+        (toy(length=2), {}),  # no try ends before the episode does
     ],
 )
 def test_it_finds_what_there_is_and_nothing_else(env, expected, seed):
@@ -73,9 +73,8 @@ def test_in_the_maze():
 
 
 def test_of_many_actions_neighbours_are_tried():
-    found, _ = find(moves(crowd=20))
-    assert set(found.items()) <= {(f"{a}{n}", f"{b}{n}") for n in range(20) for a, b in ("+-", "-+")}
-    assert len(found) == 40
+    found, _ = find(moves(crowd=15))
+    assert found == {f"{a}{n}": f"{b}{n}" for n in range(15) for a, b in ("+-", "-+")}
 
 
 # ------------------------------------------------------------------------------------------------ in a dataset

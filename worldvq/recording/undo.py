@@ -56,7 +56,7 @@ def check_undo(space: ActionSpace, undo: Undo) -> None:
     if (undo == "negated") != (space.kind == "box") and undo != {}:
         fitting = "negated" if space.kind == "box" else "{action: the action that undoes it}"
         raise UsageError(f"record.undo is {undo}: for {space.kind} actions write record.undo={fitting}, or {{}}")
-    if isinstance(undo, str):
+    if isinstance(undo, str) or not undo:
         return
     known = parts_of(space)
     for name in [name for pair in undo.items() for name in pair]:
@@ -75,6 +75,8 @@ def inverse_of(space: ActionSpace, undo: Undo) -> Inverse:
     if isinstance(undo, str):
         low, high = np.array(space.low), np.array(space.high)
         return lambda action: -action if ((-action >= low) & (-action <= high)).all() else None
+    if not undo:
+        return lambda action: None
     parts = parts_of(space)
     pairs = [(parts[name], parts[back]) for name, back in undo.items()]
     if space.kind == "discrete":

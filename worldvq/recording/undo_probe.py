@@ -2,15 +2,16 @@
 
 A try plays one action k times and another one k times, on and on in a few episodes: nothing is replayed, so any
 environment will do. Tries of a pair follow each other: what still moves from the pair before, as in worlds with
-inertia, comes to rest meanwhile. A pair that came back at all is tried again in other episodes, as in a corner anything
-may seem to undo anything. A try that a wall stopped does not count; one that slid along a wall does, so even of two
-actions that undo each other not every try comes back.
+inertia, comes to rest meanwhile. They take turns in which action comes first: a try never begins and ends with the same
+one, so a frame that shows what was pressed last does not seem to come back. A pair that came back at all is tried again
+in other episodes, as in a corner anything may seem to undo anything. A try that a wall stopped does not count; one that
+slid along a wall does, so even of two actions that undo each other not every try comes back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import islice
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from worldvq.recording.undo import Undo, inverse_of, parts_of
 LONGEST = 4
 """How often an action is played in a try, at most."""
 BACK = 0.25
-"""A try brings the first frame back where the mean absolute difference to it falls to this part."""
+"""A try comes back where the mean absolute difference to its first frame falls to this part."""
 ENOUGH = 4
 """Tries that decide on a pair at a place: so many of one outcome, before as many of the other."""
 PLACES = 8
@@ -33,7 +34,6 @@ VISIBLE = 0.1
 MOST_STEPS, MOST_EPISODES = 4000, 50
 MOST_PAIRS = 66
 """Pairs that are tried, of 12 actions all, else those that are nearest in number. A wrong one takes 40 steps."""
-
 
 Pair = tuple[np.ndarray | None, np.ndarray | None]
 Draw = Callable[[], Pair]
@@ -114,7 +114,8 @@ def find_undo(stream: Stream, seed: int, seed_of: Callable[[int], int], moving: 
         return "negated" if _most_agree([draw], player, rng) else {}
     parts = parts_of(space)
     names = list(parts)
-    pairs = sorted(combinations(range(len(names)), 2), key=lambda pair: pair[1] - pair[0])[:MOST_PAIRS]
+    nearest = ((one, one + apart) for apart in range(1, len(names)) for one in range(len(names) - apart))
+    pairs = list(islice(nearest, MOST_PAIRS))
     draws = [lambda one=parts[names[one]], other=parts[names[other]]: (one, other) for one, other in pairs]
     found: dict[str, str] = {}
     for number in _most_agree(draws, player, rng):
@@ -140,19 +141,20 @@ def _most_agree(draws: Sequence[Draw], player: _Player, rng: np.random.Generator
 
 
 def _try(player: _Player, draw: Draw, rng: np.random.Generator) -> list[float]:
-    """Try a pair of actions, in either order, until ``ENOUGH`` tries agree.
+    """Try a pair of actions, in one order and the other in turn, until ``ENOUGH`` tries agree.
 
     Returns:
         For every try that counts, how far the frame was from where it began after the second action, as a part of how
         far it was after the first one.
     """
     ratios: list[float] = []
-    idle = 0
+    idle = tries = 0
     while idle < ENOUGH and not player.spent:
         undone = sum(ratio <= BACK for ratio in ratios)
         if max(undone, len(ratios) - undone) >= ENOUGH:
             break
-        there, back = draw() if rng.random() < 0.5 else draw()[::-1]
+        there, back = draw()[:: 1 if tries % 2 else -1]
+        tries += 1
         times = int(rng.integers(1, LONGEST + 1))
         if there is None or back is None:
             idle += 1
