@@ -2,8 +2,8 @@
 
 A try plays one action k times and another one k times, on and on in a few episodes: nothing is replayed, so any
 environment will do. Tries of a pair follow each other: what still moves from the pair before, as in worlds with
-inertia, comes to rest meanwhile. They take turns in which action comes first: a try never begins and ends with the same
-one, so a frame that shows what was pressed last does not seem to come back. A pair that came back at all is tried again
+inertia, comes to rest meanwhile. They take turns in which action comes first: a try does not end with what was played
+before it, so a frame that shows what is pressed does not seem to come back. A pair that came back at all is tried again
 in other episodes, as in a corner anything may seem to undo anything. A try that a wall stopped does not count; one that
 slid along a wall does, so even of two actions that undo each other not every try comes back.
 """
@@ -25,13 +25,13 @@ BACK = 0.25
 """A try comes back where the mean absolute difference to its first frame falls to this part."""
 ENOUGH = 4
 """Tries that decide on a pair at a place: so many of one outcome, before as many of the other."""
-PLACES = 8
-"""At which a pair is tried that came back at one of the first two."""
-SHARE = 0.4
-"""Of its tries, in which a pair has to come back."""
+FEW, PLACES = 8, 16
+"""At how many places a pair is tried that is to be found, and at most; one that never came back at two."""
+SHARE, CLEAR = 0.4, 0.25
+"""Of its tries, in which a pair has to come back; and how far from that it is plain."""
 VISIBLE = 0.1
-"""A try counts where the frame changed by this part of what it changed by in tries so far."""
-MOST_STEPS, MOST_EPISODES = 4000, 50
+"""A try does not come back where its first action changes the frame by less than this part of what others did."""
+MOST_STEPS, MOST_EPISODES = 4000, 100
 MOST_PAIRS = 66
 """Pairs that are tried, of 12 actions all, else those that are nearest in number. A wrong one takes 40 steps."""
 
@@ -127,17 +127,17 @@ def find_undo(stream: Stream, seed: int, seed_of: Callable[[int], int], moving: 
 def _most_agree(draws: Sequence[Draw], player: _Player, rng: np.random.Generator) -> list[int]:
     """Return the numbers of the pairs that undo each other, the surest first."""
     ratios: list[list[float]] = [[] for _ in draws]
-    left = list(range(len(draws)))
+    shares = np.full(len(draws), SHARE)  # of the tries of a pair, in which it came back
     for place in range(PLACES):
-        for number in rng.permutation(left).tolist():
+        clear = np.abs(shares - SHARE) >= CLEAR if place >= FEW else shares == 0
+        for number in rng.permutation(np.flatnonzero(~clear)).tolist():
             if place > 1:  # at first the tries of all other pairs are between two places
                 player.move_on()
             ratios[number] += _try(player, draws[number], rng)
-        if place:
-            left = [number for number in left if min(ratios[number], default=1) <= BACK]
-    back = {number: [ratio <= BACK for ratio in ratios[number]] for number in left}
-    sure = [number for number in left if sum(back[number]) >= ENOUGH and np.mean(back[number]) >= SHARE]
-    return sorted(sure, key=lambda number: (-np.mean(back[number]), np.mean(ratios[number])))
+        if place > 0:
+            shares[:] = [np.mean(np.array(tries) <= BACK) if tries else 0 for tries in ratios]
+    sure = [number for number, share in enumerate(shares) if share >= SHARE and share * len(ratios[number]) >= ENOUGH]
+    return sorted(sure, key=lambda number: (-shares[number], np.mean(ratios[number])))
 
 
 def _try(player: _Player, draw: Draw, rng: np.random.Generator) -> list[float]:
@@ -148,13 +148,12 @@ def _try(player: _Player, draw: Draw, rng: np.random.Generator) -> list[float]:
         far it was after the first one.
     """
     ratios: list[float] = []
-    idle = tries = 0
+    idle, turn = 0, 1
     while idle < ENOUGH and not player.spent:
         undone = sum(ratio <= BACK for ratio in ratios)
         if max(undone, len(ratios) - undone) >= ENOUGH:
             break
-        there, back = draw()[:: 1 if tries % 2 else -1]
-        tries += 1
+        there, back = draw()[::turn]
         times = int(rng.integers(1, LONGEST + 1))
         if there is None or back is None:
             idle += 1
@@ -162,12 +161,14 @@ def _try(player: _Player, draw: Draw, rng: np.random.Generator) -> list[float]:
         try:
             first = player.show()
             away = float(np.abs(player.play(there, times) - first).mean())
-            if away <= VISIBLE * np.mean([*player.changes, away]):
-                raise _BlockedError
+            if away < VISIBLE * np.mean([*player.changes, away]):
+                ratios.append(1.0)
+                continue
             player.changes.append(away)
             ratios.append(float(np.abs(player.play(back, times) - first).mean() / away))
         except _BlockedError:
             idle += 1
         except _EndedError:
             continue
+        turn = -turn
     return ratios
