@@ -47,7 +47,8 @@ def test_what_is_undone_leads_through_the_same_places_in_reverse(space, seed, ho
         there = here + MOVES[space.kind](action)
         if space.kind == "discrete" and action == 5:
             assert not undoing
-            there, trail = (there + edge) % (2 * edge + 1) - edge, []
+            there = (there + edge) % (2 * edge + 1) - edge
+            trail = trail if (there == here).all() else []
         elif undoing:
             np.testing.assert_array_equal(there, trail.pop())
             returned += 1

@@ -41,9 +41,11 @@ def completed(undo: Undo) -> Undo:
     """Return a table in which a pair holds both ways, unless it says otherwise itself."""
     if isinstance(undo, str):
         return undo
-    both = dict(undo)
+    both: dict[str, str] = {}
     for action, back in undo.items():
-        both.setdefault(back, action)
+        both[action] = back
+        if back not in undo:
+            both.setdefault(back, action)
     return both
 
 
