@@ -130,8 +130,8 @@ def _long_text(found: dict[str, Any]) -> str:
         f"seen there, so a frame is compared with the nearest of {found['pool_frames']} real frames of other episodes "
         f"(by FD-EffLite0 with {found['reference_frames']} of them), and what really followed the contexts likewise. "
         f"Drift, 1 − SSIM at {last} / SSIM at {found['steps'][0]}, is {drift:.1%} (95 % interval {low:.1%} to "
-        f"{high:.1%}). SSIM forgives blur and favours plain pictures: a dream that ends before a blank wall gains, and its entropy "
-        "falls. "
+        f"{high:.1%}). SSIM forgives blur and favours plain pictures: a dream that ends before a blank wall gains, and "
+        "its entropy falls. "
         "Intervals are over dreams; those of FD-EffLite0 leave out one at a time.</p>"
     )
 
