@@ -25,9 +25,9 @@ BACK = 0.25
 """A try comes back where the mean absolute difference to its first frame falls to this part."""
 ENOUGH = 4
 """Tries that decide on a pair at a place: so many of one outcome, before as many of the other."""
-FEW, PLACES = 8, 16
-"""At how many places a pair is tried that is to be found, and at most; one that never came back at two."""
-SHARE, CLEAR = 0.4, 0.25
+FIRST, FEW, PLACES = 4, 8, 16
+"""At how many places a pair is tried that never comes back, one that is to be found, and any one at most."""
+SHARE, CLEAR = 0.3, 0.2
 """Of its tries, in which a pair has to come back; and how far from that it is plain."""
 VISIBLE = 0.1
 """A try does not come back where its first action changes the frame by less than this part of what others did."""
@@ -129,7 +129,7 @@ def _most_agree(draws: Sequence[Draw], player: _Player, rng: np.random.Generator
     ratios: list[list[float]] = [[] for _ in draws]
     shares = np.full(len(draws), SHARE)  # of the tries of a pair, in which it came back
     for place in range(PLACES):
-        clear = np.abs(shares - SHARE) >= CLEAR if place >= FEW else shares == 0
+        clear = np.abs(shares - SHARE) >= CLEAR if place >= FEW else (shares == 0) & (place >= FIRST)
         for number in rng.permutation(np.flatnonzero(~clear)).tolist():
             if place > 1:  # at first the tries of all other pairs are between two places
                 player.move_on()
