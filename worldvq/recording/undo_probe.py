@@ -31,9 +31,9 @@ SHARE, CLEAR = 0.3, 0.2
 """Of its tries, in which a pair has to come back; and how far from that it is plain."""
 VISIBLE = 0.1
 """A try does not come back where its first action changes the frame by less than this part of what others did."""
-MOST_STEPS, MOST_EPISODES = 4000, 100
+MOST_STEPS, MOST_EPISODES = 6000, 100
 MOST_PAIRS = 66
-"""Pairs that are tried, of 12 actions all, else those that are nearest in number. A wrong one takes 40 steps."""
+"""Pairs that are tried, of 12 actions all, else those that are nearest in number. A wrong one takes 80 steps."""
 
 Pair = tuple[np.ndarray | None, np.ndarray | None]
 Draw = Callable[[], Pair]
