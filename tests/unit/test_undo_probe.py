@@ -16,7 +16,7 @@ from worldvq.data.episodes import EpisodeStore
 from worldvq.data.shard import Shard
 from worldvq.errors import UsageError
 from worldvq.recording.config import RecordConfig
-from worldvq.recording.playing import episode_seed
+from worldvq.recording.playing import episode_seed, undo_steps
 from worldvq.recording.record import settings_of
 from worldvq.recording.undo_probe import MOST_EPISODES, MOST_STEPS, find_undo
 from worldvq.recording.workers import Pool
@@ -33,7 +33,7 @@ def toy(**kwargs) -> EnvConfig:
     return EnvConfig(id=TOY, size=TOY_SIZE, kwargs={"length": 9, **kwargs})
 
 
-def find(env: EnvConfig, seed: int = 0):
+def find(env: EnvConfig, seed: int = 0, most_steps: int = MOST_STEPS):
     """Look for it as a worker does; returns what was found, and how many steps and resets that took."""
     stream = make_stream(env)
     calls = {True: 0, False: 0}
@@ -41,9 +41,9 @@ def find(env: EnvConfig, seed: int = 0):
     def moving(steps: bool) -> None:
         calls[steps] += 1
 
-    table = find_undo(stream, seed, lambda number: episode_seed(seed, number, 4), moving)
+    table = find_undo(stream, seed, lambda number: episode_seed(seed, number, 4), moving, most_steps)
     stream.close()
-    assert calls[True] <= MOST_STEPS + 8 and calls[False] <= MOST_EPISODES
+    assert calls[True] <= most_steps + 8 and calls[False] <= MOST_EPISODES
     return table, calls
 
 
@@ -155,3 +155,10 @@ def test_a_dataset_from_before_goes_on_as_it_was(tmp_path):
         UsageError, match="policy: the dataset has 'held 8 while frames change', you ask for 'retrace 8'"
     ):
         run(tmp_path / "d", moves(), policy="retrace")
+
+
+def test_a_slow_environment_is_not_tried_for_longer_than_a_fifth_of_the_recording():
+    assert undo_steps(RecordConfig(frames=100)) == 600
+    assert undo_steps(RecordConfig(frames=20_000)) == 4000
+    assert undo_steps(RecordConfig(frames=10**6)) == MOST_STEPS
+    assert find(moves(), most_steps=60)[1][True] <= 68

@@ -24,13 +24,15 @@ from worldvq.recording.janitor import GROUP_FILE
 from worldvq.recording.policies import Policy, Stream, check_action, make_policy
 from worldvq.recording.spool import Ending, Phase, Spool
 from worldvq.recording.undo import Undo
-from worldvq.recording.undo_probe import find_undo
+from worldvq.recording.undo_probe import MOST_STEPS, find_undo
 from worldvq.types import Episode
 
 PROBE = -1
 """The number of a job that only tries whether an episode can begin."""
 UNDO_PROBE = -2
 """The number of a job that finds which action undoes which."""
+LEAST_STEPS = 600
+"""Steps of that job which even a short recording allows."""
 
 
 def episode_seed(seed: int, number: int, use: int = 0) -> int:
@@ -195,4 +197,10 @@ def _probe_undo(stream: Stream, config: RecordConfig, spool: Spool, sequence: in
         seed=episode_seed(config.seed, 0, 5),
         seed_of=lambda number: episode_seed(config.seed, number, 4),
         moving=lambda steps: spool.set_phase(Phase.STEPPING if steps else Phase.RESETTING),
+        most_steps=undo_steps(config),
     )
+
+
+def undo_steps(config: RecordConfig) -> int:
+    """How many steps may go into finding which action undoes which: a fifth of the recording, within limits."""
+    return min(MOST_STEPS, max(LEAST_STEPS, (config.frames or 20_000) // 5))

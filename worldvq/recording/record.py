@@ -11,7 +11,7 @@ import platform
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from itertools import count
@@ -30,7 +30,7 @@ from worldvq.data.shard import Shard
 from worldvq.errors import RunError, UsageError, plural
 from worldvq.files.lock import check_unlocked
 from worldvq.recording.config import RecordConfig
-from worldvq.recording.playing import episode_seed, play
+from worldvq.recording.playing import episode_seed, play, undo_steps
 from worldvq.recording.policies import check_policy
 from worldvq.recording.undo import Undo, completed, describe_undo
 from worldvq.recording.workers import Failure, Job, Pool
@@ -79,11 +79,17 @@ def record(
     pool = Pool(stream, env, config, out)
     try:
         action_space = pool.probe()
+
+        def say_lines() -> None:
+            for line in pool.lines if progress else ():
+                print(f"recording '{env.id}': {line}", flush=True)
+            pool.lines.clear()
+
+        say_lines()
         if config.policy == "retrace":
-            _know_undo(pool, out)
+            _know_undo(pool, config, out, say_lines)
+            say_lines()
         meta = _describe(env, config, action_space, pool.undo)
-        for line in pool.lines if progress else ():
-            print(f"recording '{env.id}': {line}", flush=True)
         store = EpisodeStore.create(out, meta, shard)
         try:
             try:
@@ -101,11 +107,13 @@ def record(
         pool.close()
 
 
-def _know_undo(pool: Pool, out: Path) -> None:
+def _know_undo(pool: Pool, config: RecordConfig, out: Path, say_lines: Callable[[], None]) -> None:
     """Have the pool know which action undoes which: as it was given, as the dataset has it, or by trying."""
     if pool.undo is None:
         pool.undo = _undo_in(out)
     if pool.undo is None:
+        pool.lines.append(f"trying which action undoes which, in {undo_steps(config):,} steps at most")
+        say_lines()  # a slow environment takes a while
         pool.find_undo()
         found = _undo_in(out)  # of another shard, which was faster
         pool.undo = pool.undo if found is None else found

@@ -51,15 +51,15 @@ class _BlockedError(Exception):
 class _Player:
     """Plays on in as many episodes as it takes; ``moving`` is called before each reset and step with which it is."""
 
-    def __init__(self, stream: Stream, seed_of: Callable[[int], int], moving: Callable[[bool], None]):
-        self.stream, self.seed_of, self.moving = stream, seed_of, moving
+    def __init__(self, stream: Stream, seed_of: Callable[[int], int], moving: Callable[[bool], None], most_steps: int):
+        self.stream, self.seed_of, self.moving, self.most_steps = stream, seed_of, moving, most_steps
         self.steps = self.episodes = 0
         self.frame: np.ndarray | None = None  # None before an episode
         self.changes: list[float] = []
 
     @property
     def spent(self) -> bool:
-        return self.steps >= MOST_STEPS or (self.frame is None and self.episodes >= MOST_EPISODES)
+        return self.steps >= self.most_steps or (self.frame is None and self.episodes >= MOST_EPISODES)
 
     def show(self) -> np.ndarray:
         """Return the frame as it is, (H, W, 3) int16."""
@@ -90,7 +90,13 @@ class _Player:
         return self.show()
 
 
-def find_undo(stream: Stream, seed: int, seed_of: Callable[[int], int], moving: Callable[[bool], None]) -> Undo:
+def find_undo(
+    stream: Stream,
+    seed: int,
+    seed_of: Callable[[int], int],
+    moving: Callable[[bool], None],
+    most_steps: int = MOST_STEPS,
+) -> Undo:
     """Find by trying which action undoes which: a pure function of environment and seeds.
 
     Args:
@@ -98,12 +104,13 @@ def find_undo(stream: Stream, seed: int, seed_of: Callable[[int], int], moving: 
         seed: Of what is tried.
         seed_of: Seed of the n-th episode that is played.
         moving: Called before every reset (False) and step (True).
+        most_steps: After which no other try begins.
 
     Returns:
         The table, :data:`worldvq.recording.undo.Undo`; empty where nothing was found.
     """
     space, rng = stream.action_space, np.random.default_rng(seed)
-    player = _Player(stream, seed_of, moving)
+    player = _Player(stream, seed_of, moving, most_steps)
     if space.kind == "box":
         negated = inverse_of(space, "negated")
 
