@@ -28,6 +28,9 @@ DETOUR = 2
 """Steps of each leg of a walk of four legs."""
 TRIED = 16
 """Situations in which it is tried what undoes what."""
+SHARE = 1 / 8
+"""Of those in which an action changes the frame, in which the one that undoes it has to bring it back: not all, as one
+slides along walls (a maze: half), or has not come to rest (ViZDoom: a quarter)."""
 LONGEST_TURN = 48
 LEAST = 4
 """Situations below which a number says nothing."""
@@ -111,9 +114,9 @@ def find_returns(
         actions: (P, ...) what may be played.
 
     Returns:
-        Pairs (there, back), where in a quarter or more of the situations in which ``there`` changes the frame ``back``
-        brings it back (one slides along walls, and then it does not); and pairs (action, steps), where in most
-        situations ``steps`` is the least, more than two, after which the frame is as it was.
+        Pairs (there, back), where in some situations (``SHARE``) in which ``there`` changes the frame ``back`` brings
+        it back to the bit; and pairs (action, steps), where in most situations ``steps`` is the least, more than two,
+        after which the frame is as it was.
     """
     tried = situations[:TRIED]
     pairs, turns = [], []
@@ -144,7 +147,7 @@ def _undoes(player: Player, situations: Sequence[Situation], there: np.ndarray, 
         if run is not None and not np.array_equal(run[0], situation.frames[-1]):
             moved += 1
             returned += np.array_equal(run[1], situation.frames[-1])
-    return moved > 0 and 4 * returned >= moved
+    return returned >= 2 and returned >= SHARE * moved
 
 
 def _walks(pairs: list[tuple[int, int]], turns: list[tuple[int, int]]) -> list[_Walk]:
