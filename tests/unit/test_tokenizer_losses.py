@@ -25,6 +25,7 @@ from worldvq.models.tokenizer_losses import (
     hinge,
     make_tokenizer_loss,
     motion_error,
+    rare_error,
 )
 from worldvq.nn.config import QuantizerConfig
 from worldvq.stages.experiment import ExperimentConfig, load_config
@@ -277,3 +278,14 @@ def test_all_terms_train_resume_and_leave_a_plain_tokenizer(tmp_path, monkeypatc
     with pytest.raises(UsageError, match=r"trained with another config.*motion"):
         changed = config.model_copy(update={"tokenizer_loss": TokenizerLossConfig(perceptual=0.1, adversarial=0.1)})
         train_tokenizer(changed, data, tmp_path / "cut")
+
+
+def test_rare_colours_weigh_more_as_numpy_has_it():
+    frames = torch.zeros(2, 3, 4, 4)
+    frames[0, :, 0, 0] = torch.tensor([1.0, -1.0, -1.0])  # one red pixel among 31 of grey
+    error = torch.rand(2, 4, 4)
+    weight = np.full((2, 4, 4), (31) ** -0.5)
+    weight[0, 0, 0] = 1.0
+    expected = (error.numpy() * weight).sum() / weight.sum()
+    assert float(rare_error(error, frames)) == pytest.approx(expected, rel=1e-5)
+    assert float(rare_error(torch.ones(2, 4, 4), frames)) == pytest.approx(1.0)  # a mean

@@ -49,6 +49,8 @@ class TokenizerLossConfig(Config):
     """Weight of LPIPS (Zhang et al. 2018); needs the ``metrics`` extra, torchvision and its VGG16 weights."""
     adversarial: NonNegativeFloat = 0.0
     """Weight of what a patch discriminator (Isola et al. 2017) tells the tokenizer."""
+    rare: NonNegativeFloat = 0.0
+    """Weight of the error by how rare a pixel's colour is, so that small things of a colour of their own survive."""
     motion: NonNegativeFloat = 0.0
     """Weight of the error where a frame differs from the one before it, so that small moving things survive.
     Needs ``tokenizer_training.clip_frames`` of at least 2."""

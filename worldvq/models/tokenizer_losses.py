@@ -1,4 +1,4 @@
-"""Optional terms of the tokenizer's loss: what it looks like, whether it fools a critic, and what moves."""
+"""Optional terms of the tokenizer's loss: what it looks like, whether it fools a critic, what is rare and what moves."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from worldvq.types import Clip, frames_to_model
 Loss = Callable[[nn.Module, Clip], tuple[Tensor, dict[str, Tensor]]]
 
 DISCRIMINATOR_WIDTH = 32
+COLOUR_BINS = 8
 
 CHANGE = 24
 """A pixel has changed where a channel differs by more than this, of 255: more than noise and a flickering light do."""
@@ -76,12 +77,33 @@ class TokenizerLoss:
             adversarial = hinge(output.real.float(), output.fake.float())
             loss = loss + adversarial
             metrics["adversarial"] = adversarial.detach()
+        if self.config.rare:
+            rare = rare_error((rebuilt - frames).square().mean(1), frames)
+            loss = loss + self.config.rare * rare
+            metrics["rare"] = rare.detach()
         loss = loss * clip.mask.float().mean()
         if self.config.motion:
             motion = motion_error((rebuilt - frames).square().mean(1), clip)
             loss = loss + self.config.motion * motion * frame_pairs(clip).float().mean()
             metrics["motion"] = motion.detach()
         return loss, metrics
+
+
+def rare_error(error: Tensor, frames: Tensor) -> Tensor:
+    """Error of pixels by how rare their colour is, so that a small thing of a colour of its own counts.
+
+    The weighted mean of the error, the weight of a pixel being p^-1/2, where p is the share of all given pixels in its
+    bin of ``COLOUR_BINS``^3 colours. A colour that fills a tenth of a percent weighs 22 times as much as one that fills
+    half of all frames.
+
+    Args:
+        error: (N, H, W) squared error.
+        frames: (N, 3, H, W) in [-1, 1].
+    """
+    bins = ((frames + 1) * (COLOUR_BINS / 2)).long().clamp_(0, COLOUR_BINS - 1)
+    colour = (bins[:, 0] * COLOUR_BINS + bins[:, 1]) * COLOUR_BINS + bins[:, 2]  # (N, H, W)
+    weight = torch.bincount(colour.flatten(), minlength=COLOUR_BINS**3).clamp_min(1).float().rsqrt()[colour]
+    return (error * weight).sum() / weight.sum()
 
 
 def frame_pairs(clip: Clip) -> Tensor:
