@@ -1,4 +1,4 @@
-"""Optional terms of the tokenizer's loss: what it looks like, whether it fools a critic, what is rare and what moves."""
+"""Optional terms of the tokenizer's loss: what it looks like, whether it fools a critic, what is rare, what moves."""
 
 from __future__ import annotations
 
