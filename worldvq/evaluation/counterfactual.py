@@ -127,7 +127,7 @@ def score_branches(real: np.ndarray, dream: np.ndarray, rebuilt: np.ndarray) -> 
     step = min(MATRIX_HORIZON, shape[2]) - 1
     return {
         "retrieval": {
-            **_mean(hit.mean(1)),
+            **metrics.mean_over_rows(hit.mean(1)),
             "chance": same.mean((0, 1, 2)).tolist(),
             "ceiling": best.mean((0, 1)).tolist(),
             "by_plan": hit.mean(0).tolist(),
@@ -153,14 +153,6 @@ def _found(error: np.ndarray, same: np.ndarray) -> np.ndarray:
     """Whether the real branch nearest to a branch shows what its own does, (S, P, H), from (S, P, P, H)."""
     nearest = error.argmin(2)
     return np.take_along_axis(same, nearest[:, :, None], axis=2)[:, :, 0]
-
-
-def _mean(values: np.ndarray) -> dict[str, Any]:
-    """Mean over situations (S, H) and its interval."""
-    return {
-        "mean": values.mean(0).tolist(),
-        "ci95": metrics.ci95(metrics.bootstrap_means(values)).tolist(),
-    }
 
 
 def _pearson(moments: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from worldvq.errors import plural
+from worldvq.evaluation.plots import table
 from worldvq.media.tiles import FAINT, enlarge, fill, grid, scale_to, text
 
 _SIDE, _MARGIN = 96, 150
@@ -116,14 +117,21 @@ def _memory_text(memory: dict[str, Any]) -> str:
 
 def _memory_table(memory: dict[str, Any]) -> str:
     header = ["way", "under the ceiling", "dream", "95 % interval", "ceiling", "not returned", "at the turn", "counts"]
-    body = "".join(
-        f"<tr><td>{html.escape(way['name'])}</td><td><b>{way['ceiling'] - way['psnr']['mean']:.1f}</b></td>"
-        f"<td>{way['psnr']['mean']:.1f}</td>"
-        f"<td>{way['psnr']['ci95'][0]:.1f}–{way['psnr']['ci95'][1]:.1f}</td><td>{way['ceiling']:.1f}</td>"
-        f"<td>{way['not_returned']:.1f}</td><td>{way['turning_point']:.1f}</td><td>{way['situations']}</td></tr>"
+    rows = [
+        (
+            "",
+            [
+                html.escape(way["name"]),
+                f"<b>{way['ceiling'] - way['psnr']['mean']:.1f}</b>",
+                f"{way['psnr']['mean']:.1f}",
+                f"{way['psnr']['ci95'][0]:.1f}–{way['psnr']['ci95'][1]:.1f}",
+                *(f"{way[name]:.1f}" for name in ("ceiling", "not_returned", "turning_point")),
+                str(way["situations"]),
+            ],
+        )
         for way in memory["ways"]
-    )
-    return _wrap(header, body) if memory["ways"] else ""
+    ]
+    return f'<div class="scroll">{table(header, rows)}</div>' if rows else ""
 
 
 _TOLD = (
@@ -175,13 +183,8 @@ def _told_by_action(told: dict[str, Any]) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[Any], str, bool]]) -> str:
     """A table of a number a step; each row is its name, values, format, and whether it is the first one to look at."""
-    body = ""
-    for name, values, form, ours in rows:
-        cells = "".join(f"<td>{'–' if value is None else form.format(value)}</td>" for value in values)
-        body += f'<tr class="{"ours" if ours else ""}"><td>{name}</td>{cells}</tr>'
-    return _wrap(header, body)
-
-
-def _wrap(header: Sequence[str], body: str) -> str:
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    cells = [
+        ("ours" if ours else "", [name, *("–" if value is None else form.format(value) for value in values)])
+        for name, values, form, ours in rows
+    ]
+    return f'<div class="scroll">{table(header, cells)}</div>'

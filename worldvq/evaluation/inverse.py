@@ -24,6 +24,7 @@ from worldvq.errors import UsageError, plural
 from worldvq.evaluation import metrics
 from worldvq.evaluation.action_classes import Factor, factors_of
 from worldvq.evaluation.config import EvaluateConfig
+from worldvq.evaluation.protocol import sampling_of
 from worldvq.types import frames_to_model
 
 if TYPE_CHECKING:
@@ -102,11 +103,10 @@ def _tell_clips(
     """Return ``truth`` and what is told of each of ``KINDS``, (B, H, factors); ``changed`` (B, H): pairs that did."""
     context = config.context
     clip = read_clips(store, ids[rows], context + config.horizon)
-    sampling = config.sampling.model_dump()
-    if sampling["method"] == "auto":  # as the protocol does: the same frames, and the same again tomorrow
-        sampling["method"] = "predictive"
     tokens = world.tokenize(clip.frames)
-    dream = world.imagine_tokens(tokens[:, :context], clip.actions[:, :-1], config.seed, rows, **sampling).tokens
+    dream = world.imagine_tokens(
+        tokens[:, :context], clip.actions[:, :-1], config.seed, rows, **sampling_of(config)
+    ).tokens
     real, rebuilt = clip.frames[:, context - 1 :], world.render(tokens[:, context - 1 :])
     frames = {
         "real": real,

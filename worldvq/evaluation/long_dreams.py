@@ -220,10 +220,10 @@ def _measure(
     entropy = np.array([np.log2(metrics.perplexity(np.bincount(row))) for row in codes])
     return {
         "per_dream": ssim,
-        "ssim": _mean(ssim),
-        "motion": _mean(change),
-        "entropy": _mean(entropy),
-        "nats": _mean(_surprise(world, tokens, actions, context)),
+        "ssim": metrics.mean_over_rows(ssim),
+        "motion": metrics.mean_over_rows(change),
+        "entropy": metrics.mean_over_rows(entropy),
+        "nats": metrics.mean_over_rows(_surprise(world, tokens, actions, context)),
         "fd_efflite0": None if reference is None else _distance(_features(flat), reference, count),
     }
 
@@ -260,7 +260,3 @@ def _distance(features: np.ndarray | None, reference: np.ndarray, count: int) ->
     ]
     half = 1.96 * np.sqrt((count - 1) * np.var(left))
     return {"mean": whole, "ci95": [float(whole - half), float(whole + half)]}
-
-
-def _mean(values: np.ndarray) -> dict[str, Any]:
-    return {"mean": float(values.mean()), "ci95": metrics.ci95(metrics.bootstrap_means(values)).tolist()}

@@ -209,6 +209,11 @@ def ci95(resampled: ArrayLike) -> np.ndarray:
     return np.moveaxis(np.percentile(np.asarray(resampled), [2.5, 97.5], axis=0), 0, -1)
 
 
+def mean_over_rows(values: np.ndarray) -> dict[str, Any]:
+    """Mean over rows (n, ...), of clips, situations or dreams, and its 95 % bootstrap: ``mean`` and ``ci95``."""
+    return {"mean": values.mean(0).tolist(), "ci95": ci95(bootstrap_means(values)).tolist()}
+
+
 def rate(hits: ArrayLike, counts: ArrayLike) -> dict[str, Any]:
     """Share of all things that were hit, with a 95 % bootstrap over the clips that they are in; NaN without any.
 

@@ -174,8 +174,8 @@ class Dynamics(nn.Module):
             embed.weight.copy_(codes @ projection / codes.shape[1] ** 0.5)
 
     def _inputs(self, frames: Tensor, actions: Tensor) -> Tensor:
-        """Sum of token, position and action embeddings: (B, T, N, width)."""
-        return frames + self.position + actions[:, :, None]
+        """Sum of embeddings of tokens (..., N, width), of their positions, and of actions (..., width)."""
+        return frames + self.position + actions[..., None, :]
 
     def forward(self, tokens: Tensor, actions: Tensor) -> Prediction:
         """Predict every next frame of whole clips in parallel, teacher-forced.
@@ -227,7 +227,7 @@ class Dynamics(nn.Module):
         """Return an empty state for streaming ``batch`` worlds."""
         rows, size, like = batch * self.grid[0] * self.grid[1], self.config.context_frames, self.position
         caches = [RingCache.empty(rows, block.time, size, like) for block in self.blocks]
-        recalled = None if self.recall is None else RecallRing.for_frames(batch, self.recall, size, like)
+        recalled = None if self.recall is None else RecallRing.for_frames(batch, size, like)
         zeros = torch.zeros(1 + batch, dtype=torch.int64, device=like.device)
         return DynamicsState(caches, recalled, zeros[:1].clone(), zeros[1:].clone())
 
@@ -243,7 +243,7 @@ class Dynamics(nn.Module):
             As :meth:`context`, with T = 1.
         """
         frame, taken = self.embed(tokens.flatten(1)), self.embed_action(actions[:, None])[:, 0]
-        x = self._inputs(frame[:, None], taken[:, None])[:, 0]  # (B, N, W)
+        x = self._inputs(frame, taken)  # (B, N, W)
         if self.recall is not None:
             assert state.recalled is not None
             x = x + state.recalled.recall(self.recall, frame, taken, state.clock, state.ages)

@@ -68,6 +68,7 @@ class TokenizerLoss:
         inner: Any = getattr(model, "module", model)
         loss, metrics = reconstruction_loss(frames, output, inner.num_codes)
         rebuilt = output.frames.float()
+        error = (rebuilt - frames).square().mean(1)  # (N, H, W)
         if self.lpips:
             perceptual = self.lpips.to(frames.device)(rebuilt, frames).float().mean()
             loss = loss + self.config.perceptual * perceptual
@@ -78,12 +79,12 @@ class TokenizerLoss:
             loss = loss + adversarial
             metrics["adversarial"] = adversarial.detach()
         if self.config.rare:
-            rare = rare_error((rebuilt - frames).square().mean(1), frames)
+            rare = rare_error(error, frames)
             loss = loss + self.config.rare * rare
             metrics["rare"] = rare.detach()
         loss = loss * clip.mask.float().mean()
         if self.config.motion:
-            motion = motion_error((rebuilt - frames).square().mean(1), clip)
+            motion = motion_error(error, clip)
             loss = loss + self.config.motion * motion * frame_pairs(clip).float().mean()
             metrics["motion"] = motion.detach()
         return loss, metrics

@@ -49,8 +49,8 @@ class Recall(nn.Module):
         """
         steps = frames.shape[1]
         there = torch.ones(steps, steps, dtype=torch.bool, device=frames.device).tril().triu(1 - window)
-        values = self.value(frames)
-        return self._recall(self._description(frames), actions, self._description(frames), actions, values, there)
+        described = self._description(frames)
+        return self._recall(described, actions, described, actions, self.value(frames), there)
 
     def _description(self, frames: Tensor) -> Tensor:
         """A unit vector a head of frames (..., N, width): (..., 2 heads, head_dim)."""
@@ -93,7 +93,7 @@ class RecallRing(RingCache):
     """Descriptions and actions, and values, of the last frames: (B, 1, size, 3 width), (B, 1, size, N, 2 width)."""
 
     @classmethod
-    def for_frames(cls, batch: int, recall: Recall, size: int, like: Tensor) -> RecallRing:
+    def for_frames(cls, batch: int, size: int, like: Tensor) -> RecallRing:
         """Return a ring of zeros, on the device and of the type of ``like`` (N, width)."""
         length, width = like.shape
         return cls(like.new_zeros(batch, 1, size, 3 * width), like.new_zeros(batch, 1, size, length, 2 * width))
