@@ -5,8 +5,10 @@ import html.parser
 import json
 import math
 import re
+import runpy
 import shutil
 import subprocess
+from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
@@ -19,6 +21,8 @@ from support.episodes import plain_episode, write
 from worldvq.data.episodes import EpisodeStore
 from worldvq.types import ActionSpace
 from worldvq.world.model import WorldModel
+
+ROOT = Path(__file__).parents[2]
 
 
 def probe(path):
@@ -125,6 +129,17 @@ def test_the_page_needs_no_other_file(demo):
 @pytest.mark.parametrize("path", ["rollout.mp4", "report/rollout.mp4"])
 def test_the_video_plays_everywhere_and_is_as_long_as_asked(demo, path):
     assert probe(demo / path) == (8, "h264", "yuv420p")
+
+
+def test_rungs_of_a_ladder_are_compared(demo, tmp_path):
+    tool = runpy.run_path(str(ROOT / "tools/ladder.py"))
+    report = json.loads((demo / "report" / "report.json").read_text())
+    better = report | {"nats_per_token": report["nats_per_token"] - 1}
+    text = tool["table"]([demo, demo], [report, better])
+    assert f"| nats a token | {report['nats_per_token']:.3f} | {better['nats_per_token']:.3f} | better |" in text
+    assert text.count("the same") == len(text.splitlines()) - 3 > 3
+    tool["draw"]([demo, demo], [report, better], tmp_path / "ladder.png")
+    assert open_picture(tmp_path / "ladder.png")
 
 
 def test_running_again_does_nothing_anew(demo):

@@ -77,6 +77,8 @@ MISTAKES = [
     ("record worldvq/Maze-v0 --out new env.kwarg.a=1", 2, ["env.kwarg", "did you mean 'kwargs'"]),
     ("record worldvq/Maze-v0", 2, ["--out"]),
     ("record worldvq/Maze-v0 --out small", 2, ["small", "env.size", "32x32"]),
+    ("demo --minutes 9 --out new", 2, ["--minutes 9", "10"]),
+    ("demo --minutes 60 --config tiny --out new", 2, ["--minutes 60", "--config tiny"]),
     ("demo --config tiny --out new tokenizer.widht=3", 2, ["tokenizer.widht", "did you mean 'width'"]),
     ("demo --config tiny --out new tokenizer.width=wide", 2, ["tokenizer.width", "'wide'"]),
     ("demo --config tiny --out new tokenizer.width", 2, ["'tokenizer.width'", "key.path=value"]),

@@ -5,10 +5,10 @@ from worldvq.config.env import EnvConfig
 from worldvq.config.yaml_loading import build, dump_yaml, parse_yaml
 from worldvq.errors import UsageError
 from worldvq.models.config import TokenizerConfig
-from worldvq.stages.experiment import ExperimentConfig, find_config, load_config, override
+from worldvq.stages.experiment import ExperimentConfig, find_config, load_config, override, preset
 
 
-@pytest.mark.parametrize("name", ["maze", "doom", "car", "tiny"])
+@pytest.mark.parametrize("name", ["maze", "maze_hour", "doom", "defend", "car", "tiny"])
 def test_shipped_configs_load_and_survive_a_round_trip(name):
     config = load_config(name)
     assert build(ExperimentConfig, parse_yaml(dump_yaml(config.model_dump(mode="json")), "dump"), "dump") == config
@@ -32,6 +32,12 @@ def test_shipped_configs_load_and_survive_a_round_trip(name):
 )
 def test_yaml_reads_numbers_as_people_mean_them(text, value):
     assert parse_yaml(f"key: {text}", "test") == {"key": value}
+
+
+@pytest.mark.parametrize(("minutes", "name"), [(10, "maze"), (59, "maze"), (60, "maze_hour"), (10_000, "maze_hour")])
+def test_the_demo_takes_the_largest_preset_that_fits_the_time(minutes, name):
+    assert preset(minutes) == name
+    load_config(preset(minutes))
 
 
 def test_overrides_reach_nested_keys():

@@ -18,7 +18,7 @@ from worldvq.cli.options import (
     TopKOption,
     TopPOption,
 )
-from worldvq.errors import plural
+from worldvq.errors import UsageError, plural
 
 app = typer.Typer()
 
@@ -165,18 +165,24 @@ def demo_command(
         "runs/demo"
     ),
     config: ConfigOption = "maze",
+    minutes: Annotated[
+        int | None, typer.Option(help="Take the best preset for so many minutes of two CPU cores, instead of --config.")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Record, train, evaluate and render: the whole road, about ten minutes on two CPU cores.
 
-    With --config doom it does the same for a real world (an hour and a half). Run again to continue.
+    With --minutes 60 the same maze gets a larger model and more data, in a folder of its own (--out). With --config
+    doom it does the same for a real world (an hour and a half). Run again to continue.
 
     Example: worldvq demo --config maze --out runs/mine record.frames=20000
     """
-    from worldvq.stages.experiment import load_config
+    from worldvq.stages.experiment import load_config, preset
     from worldvq.stages.road import run_all
 
-    settings = load_config(config, overrides or [])
+    if minutes is not None and config != "maze":
+        raise UsageError(f"--minutes {minutes} and --config {config}: give one of them")
+    settings = load_config(config if minutes is None else preset(minutes), overrides or [])
     report = run_all(settings, out, lambda text: print(f"== {text}", flush=True), device)
     _print_report(report)
     table = Table("stage", "seconds", title="time")

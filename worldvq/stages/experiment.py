@@ -126,6 +126,22 @@ class ExperimentConfig(EvaluateSections, DynamicsSections, TokenizerSections, Re
         return self.model_copy(update={"tokenizer": build(TokenizerConfig, settings, source)})
 
 
+MINUTES = {10: "maze", 60: "maze_hour"}
+"""The demo's presets by how long they take on two CPU cores."""
+
+
+def preset(minutes: int) -> str:
+    """Return the name of the largest preset that takes no longer than so many minutes on two CPU cores.
+
+    Raises:
+        UsageError: Even the smallest takes longer.
+    """
+    fitting = [least for least in MINUTES if least <= minutes]
+    if not fitting:
+        raise UsageError(f"--minutes {minutes}: the shortest demo takes {min(MINUTES)}; --config tiny takes seconds")
+    return MINUTES[max(fitting)]
+
+
 def built_in_configs() -> dict[str, Path]:
     """Return the configs that ship with worldvq by name: in the package as it is installed, or beside it."""
     package = Path(__file__).resolve().parents[1]
