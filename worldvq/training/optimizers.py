@@ -10,6 +10,7 @@ from torch import nn
 from worldvq.nn.conv import Convolution
 from worldvq.nn.matrix import Matrix
 from worldvq.training.config import OptimizerConfig
+from worldvq.training.muon import Muon
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -29,13 +30,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
     if not hidden:
         return adamw
-    muon = torch.optim.Muon(
-        hidden,
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        adjust_lr_fn="match_rms_adamw",  # so that one rate suits both (Liu et al. 2025, eq. 4)
-    )
-    return Together(muon, adamw)
+    return Together(Muon(hidden, config.learning_rate, config.weight_decay), adamw)
 
 
 class Together(torch.optim.Optimizer):
