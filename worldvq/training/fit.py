@@ -10,7 +10,7 @@ from accelerate import Accelerator, DistributedType
 from torch import nn
 
 from worldvq.errors import UsageError, plural
-from worldvq.nn.memory import memory_errors
+from worldvq.nn.memory import keep_freed_memory, memory_errors
 from worldvq.nn.quantizer import Quantizer
 from worldvq.training.checkpoints import Checkpoint, Checkpoints, fill_optimizer
 from worldvq.training.config import TrainConfig
@@ -68,6 +68,7 @@ def fit(
         StoppedError: A signal came; a checkpoint is saved.
     """
     check_trackers(trackers, out)
+    keep_freed_memory()
     accelerator = make_accelerator(config.precision, trackers, out, device)
     _check(accelerator, model, config)
     with StopWhenSaved() as stop, lock_run(accelerator, out, begin):
