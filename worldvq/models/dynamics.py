@@ -197,22 +197,19 @@ class Dynamics(nn.Module):
             tokens: (B, T, h, w) int64.
             actions: (B, T, ...), ``actions[:, t]`` leads out of frame t.
         """
-        batch, steps = tokens.shape[:2]
+        steps = tokens.shape[1]
         frames, taken = self.embed(tokens.flatten(2)), self.embed_action(actions)
         x = self._inputs(frames, taken)  # (B, T, N, W)
         if self.recall is not None:
             x = x + self.recall(frames, taken, self.config.context_frames)
-        length = x.shape[2]
         angles = rotary_angles(torch.arange(steps, device=x.device)[:, None].float(), self.blocks[0].time.head_dim)
         cos, sin = angles.cos(), angles.sin()
         # Each frame sees itself and the context_frames - 1 before it: what the ring cache holds when streaming.
         ones = torch.ones(steps, steps, dtype=torch.bool, device=x.device)
         window = ones.tril() & ones.triu(1 - self.config.context_frames)
         for block in self.blocks:
-            x = x + block.space(x.flatten(0, 1), self.cos, self.sin).unflatten(0, (batch, steps))
-            per_position = x.transpose(1, 2).flatten(0, 1)  # (B N, T, W)
-            attended = block.time(per_position, cos, sin, window).unflatten(0, (batch, length))
-            x = x + attended.transpose(1, 2)
+            x = x + block.space(x, self.cos, self.sin, axis=2)
+            x = x + block.time(x, cos, sin, window, axis=1)
             x = x + block.feed_forward(x)
         return self._output(x)
 

@@ -38,6 +38,8 @@ def grid_angles(grid: tuple[int, int], head_dim: int) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate channel pairs (2i, 2i + 1) of x (..., D) by the angles whose cos and sin (..., D/2) are given."""
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        x = x.float()  # products in bf16 would take longer
     pairs = x.unflatten(-1, (-1, 2))
     if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
         # One complex product: nearly twice as fast as its four real ones, which a compiler would fuse.
@@ -47,7 +49,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the second-to-last axis."""
+    """Multi-head self-attention along one axis."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
@@ -59,34 +61,44 @@ class Attention(nn.Module):
         self.qkv = Matrix(width, 3 * width)
         self.out = Matrix(width, width)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q, k, v (..., heads, N, head_dim) of x (..., N, width)."""
-        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, self.head_dim))  # (..., N, 3, heads, D)
-        if x.device.type == "cpu":
-            qkv = qkv.to(x.dtype)  # under autocast: a CPU attends faster in fp32 than in bf16
-        q, k, v = qkv.unbind(-3)
-        return q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2)
+    def project(self, x: Tensor, axis: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k, v (..., heads, N, head_dim) of x (..., width), one of whose axes has length N."""
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, self.head_dim)).movedim(axis, -2)
+        q, k, v = qkv.unbind(-4)
+        return q, k, v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend from q (..., heads, M, D) to k and v (..., heads, N, D), q and k rotated; returns (..., M, width)."""
-        with torch.autocast("cpu", enabled=False):
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(attended.transpose(-3, -2).flatten(-2))
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, axis: int = 1) -> Tensor:
+        """Attend from q (..., heads, M, D) to k and v (..., heads, N, D), q and k rotated.
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend within x (B, N, width).
+        Returns:
+            (..., width), in which the axis of length M is where it was for :meth:`project`.
+        """
+        if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # Backwards, the fused attention of a CPU takes three times as long in bf16 as in fp32, and this a half.
+            scores = (q * self.head_dim**-0.5) @ k.mT  # (..., heads, M, N)
+            if mask is not None:
+                scores = scores + torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+            attended = scores.softmax(-1) @ v
+        else:
+            rows = (part.flatten(0, -4) for part in (q, k, v))
+            attended = F.scaled_dot_product_attention(*rows, attn_mask=mask).unflatten(0, q.shape[:-3])
+        return self.out(attended.movedim(-2, axis).flatten(-2))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, axis: int = 1) -> Tensor:
+        """Attend within x (..., width), along an axis of length N.
 
         Args:
-            x: (B, N, width).
+            x: (B, N, width), or with another axis beside N.
             cos: (N, head_dim / 2), rotary.
             sin: (N, head_dim / 2), rotary.
             mask: (N, N) bool, True where the query (row) may see the key (column); None sees all.
+            axis: Of x, along which it attends.
 
         Returns:
-            (B, N, width), to be added to x.
+            Shape of x, to be added to it.
         """
-        q, k, v = self.project(x)
-        return self.attend(rotate(q, cos, sin), rotate(k, cos, sin), v, mask)
+        q, k, v = self.project(x, axis)
+        return self.attend(rotate(q, cos, sin), rotate(k, cos, sin), v, mask, axis)
 
 
 class FeedForward(nn.Sequential):
