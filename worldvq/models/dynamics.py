@@ -239,7 +239,10 @@ class Dynamics(nn.Module):
         Returns:
             As :meth:`context`, with T = 1.
         """
-        frame, taken = self.embed(tokens.flatten(1)), self.embed_action(actions[:, None])[:, 0]
+        return self.advance(self.embed(tokens.flatten(1)), self.embed_action(actions[:, None])[:, 0], state)
+
+    def advance(self, frame: Tensor, taken: Tensor, state: DynamicsState) -> DynamicsOutput:
+        """As :meth:`observe`, of what is embedded already: a frame (B, N, width) and the action (B, width)."""
         x = self._inputs(frame, taken)  # (B, N, W)
         if self.recall is not None:
             assert state.recalled is not None

@@ -1,0 +1,105 @@
+"""Model-predictive control: plan in a dream, take the first steps of the plan, look again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from worldvq.planning.planners import Plan, Planner, cross_entropy, propose
+from worldvq.planning.rollout import Rollout, forecast_plans, goal_score, reward_score
+
+if TYPE_CHECKING:
+    from worldvq.world.dream import Dream
+    from worldvq.world.model import WorldModel
+
+
+class Controller:
+    """Acts by dreaming: it is shown frames, and says what to do next.
+
+        controller.begin(frame)
+        while playing:
+            frame = environment(controller.act())
+            controller.see(frame)
+
+    Every ``every`` steps a dream begins from the last frames that were really seen, as many as the world attends to; a
+    planner searches it for the plan that is worth most, what is left of the plan before among the candidates.
+
+    Attributes:
+        plan: The plan that is followed now.
+    """
+
+    def __init__(
+        self,
+        world: WorldModel,
+        *,
+        horizon: int = 12,
+        every: int = 4,
+        candidates: int = 64,
+        planner: Planner = cross_entropy,
+        rollout: Rollout = forecast_plans,
+        goal: np.ndarray | None = None,
+    ):
+        """Set up.
+
+        Args:
+            world: The world that is dreamt in.
+            horizon: Steps of a plan.
+            every: Steps of it that are taken before the next one is made.
+            candidates: Plans that are dreamt for each.
+            planner: How plans are searched for.
+            rollout: How they are dreamt.
+            goal: (H, W, 3) uint8, a frame to come near to; None goes for rewards.
+        """
+        self.world, self.horizon, self.every, self.candidates = world, horizon, min(every, horizon), candidates
+        self.planner, self.rollout, self.goal = planner, rollout, goal
+
+    def begin(self, frame: np.ndarray, seed: int = 0) -> None:
+        """Begin an episode with its first frame (H, W, 3) uint8; the same seed plans the same."""
+        self._rng, self._seed = np.random.default_rng(seed), seed
+        self._frames, self._actions, self._taken = [frame], [], 0
+        self.plan: Plan | None = None
+        self._dream: Dream | None = None
+
+    def act(self) -> np.ndarray:
+        """Return the stored action to take now."""
+        if self.plan is None or self._taken == self.every:
+            self._make_plan()
+        assert self.plan is not None
+        action = self.plan.actions[self._taken]
+        self._taken += 1
+        self._actions.append(action)
+        return action
+
+    def see(self, frame: np.ndarray) -> None:
+        """Take in the frame (H, W, 3) uint8 that followed the last action."""
+        self._frames.append(frame)
+        most = self.world.dynamics.config.context_frames
+        self._frames, self._actions = self._frames[-most:], self._actions[-most + 1 :] if most > 1 else []
+
+    def dreamt(self) -> np.ndarray:
+        """Return the frames (every, H, W, 3) uint8 that the newest plan was to show, drawn with the prior."""
+        assert self._dream is not None and self.plan is not None
+        fork = self._dream.fork([0])
+        return np.concatenate([fork.step(action[None]).numpy() for action in self.plan.actions[: self.every]])
+
+    def _make_plan(self) -> None:
+        frames, between = np.stack(self._frames)[None], self._between()[None]
+        self._dream = self.world.start(frames, between, seed=self._seed)
+        if self.goal is None:
+            score = reward_score(self._dream, self.rollout)
+        else:
+            score = goal_score(self._dream, self.goal, self.rollout)
+        space = self.world.action_space
+        known = None
+        if self.plan is not None:
+            rest = propose(space, 1, self.every, self._rng)[0]
+            known = np.concatenate([self.plan.actions[self.every :], rest])[None]
+        self.plan = self.planner(
+            score, space, self.horizon, self._rng, candidates=self.candidates, known=known
+        )
+        self._taken = 0
+
+    def _between(self) -> np.ndarray:
+        space = self.world.action_space
+        return np.array(self._actions, space.dtype).reshape(len(self._frames) - 1, *space.shape)
