@@ -67,7 +67,7 @@ class CostModel:
             else:
                 outcome = forecast_plans(dream, hard[row])
                 worth = survived_return(outcome.rewards, outcome.termination)
-                last = self.world.tokenizer.quantizer.lookup(outcome.tokens[:, -1].to(self.world.device))
+                last = self._codes(outcome.tokens[:, -1])
             returns.append(worth.to(action_candidates.device))
             codes.append(last.to(action_candidates.device))
         return {**info_dict, "predicted_return": torch.stack(returns), "predicted_codes": torch.stack(codes)}
@@ -77,9 +77,12 @@ class CostModel:
         goal = info_dict.get("goal")
         if goal is None:
             return -info_dict["predicted_return"]
-        wanted = self.world.tokenizer.quantizer.lookup(self.world.tokenize(goal[:, 0, -1:])[:, 0].to(self.world.device))
-        codes = info_dict["predicted_codes"]
+        wanted, codes = self._codes(self.world.tokenize(goal[:, 0, -1:])[:, 0]), info_dict["predicted_codes"]
         return (codes - wanted.to(codes.device)[:, None]).square().mean((2, 3, 4))
+
+    @torch.no_grad()
+    def _codes(self, tokens: Tensor) -> Tensor:
+        return self.world.tokenizer.quantizer.lookup(tokens.to(self.world.device))
 
     def _steps(self, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """Return candidates as stored actions (B, S, H, ...), and embedded with a gradient (B, S, H, width)."""
