@@ -229,6 +229,39 @@ def test_evaluate_looks_for_objects_and_dreams_long(verbs, tmp_path):
     assert "Does it last?" in page and "Does it keep what is there?" in page
 
 
+def test_evaluate_lets_the_dream_decide(verbs, tmp_path):
+    protocol = ["--clips", 4, "--context", 2, "--horizon", 3, "--situations", 4, "--device", "cpu"]
+    given = ["--world", verbs / "world", "--data", verbs / "data", "--out", tmp_path]
+    text = succeed("evaluate", *given, *protocol, "--decisions")
+    found = json.loads((tmp_path / "report.json").read_text())["decisions"]
+    assert (found["situations"], found["plans"]) == (4, 5)
+    assert 0 <= found["regret"]["dream"]["mean"] <= found["returns"]["best"]["mean"]
+    assert "planning with the real environment as model" in text and "regret of the dream's pick" in text
+    assert "Does it decide well?" in (tmp_path / "index.html").read_text()
+
+
+def test_act_plans_in_the_real_environment(verbs, tmp_path):
+    given = ["--world", verbs / "world", "--data", verbs / "data", "--device", "cpu"]
+    small = ["--episodes", 2, "--horizon", 3, "--every", 2, "--candidates", 4, "--seed", 5]
+    text = succeed("act", *given, *small, "--out", tmp_path / "one")
+    report = json.loads((tmp_path / "one" / "report.json").read_text())
+    assert report["episodes"] == len(report["planner"]["returns"]) == len(report["random"]["returns"]) == 2
+    steps = report["planner"]["steps"][0]
+    assert probe(tmp_path / "one" / "act.mp4") == (steps + 1, "h264", "yuv420p")
+    assert f"random   {report['random']['mean']:.2f}" in text and " against acting at random" in text
+    succeed("act", *given, *small, "--out", tmp_path / "two")
+    again = json.loads((tmp_path / "two" / "report.json").read_text())
+    assert {key: again[key] for key in ("planner", "random")} == {key: report[key] for key in ("planner", "random")}
+    for wrong, words in (
+        (["--planner", "best"], ["no planner 'best'", "cem or shooting"]),
+        (["--every", 9], ["--every 9", "--horizon 3"]),
+        (["--data", tmp_path], ["no dataset"]),
+    ):
+        result = run("act", *given, *small, "--out", tmp_path / "none", *wrong)
+        check_error(result, 2, words)
+        assert not (tmp_path / "none").exists()
+
+
 def test_evaluate_runs_no_code_that_a_dataset_names(verbs, tmp_path):
     data = shutil.copytree(verbs / "data", tmp_path / "data")
     meta = json.loads((data / EpisodeStore.meta_file).read_text())

@@ -21,15 +21,17 @@ MAY_IMPORT = {
     "worldvq.data": DATA,
     "worldvq.recording": (*DATA, "worldvq.recording"),
     "worldvq.training": (*LOW, "worldvq.nn", "worldvq.training"),
-    "worldvq.evaluation": (*WORLD, *DATA, "worldvq.evaluation"),
+    "worldvq.planning": (*WORLD, "worldvq.planning"),
+    "worldvq.evaluation": (*WORLD, *DATA, "worldvq.planning", "worldvq.evaluation"),
     "worldvq.stages": (
-        *(*WORLD, *DATA, "worldvq.recording", "worldvq.training", "worldvq.evaluation", "worldvq.stages"),
+        *(*WORLD, *DATA, "worldvq.recording", "worldvq.training", "worldvq.planning", "worldvq.evaluation"),
+        "worldvq.stages",
     ),
     "worldvq_envs": ("worldvq.types", "worldvq.errors", "worldvq.config", "worldvq_envs"),
 }
 """What each room may import of this project. Only ``worldvq.cli`` may import everything."""
 ROOMS = {"cli", "config", "data", "evaluation", "files", "media", "models", "nn", "recording", "stages", "training"}
-ROOMS |= {"world"}
+ROOMS |= {"planning", "world"}
 
 
 def modules():

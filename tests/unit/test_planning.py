@@ -245,7 +245,7 @@ def test_a_controller_begins_each_dream_from_what_was_really_seen(kind):
     taken = []
     for frame in seen[1:]:
         taken.append(controller.act())
-        controller.see(frame)
+        controller.see(taken[-1], frame)
     assert len(starts) == 4  # 11 actions, three a plan
     for number, (frames, actions) in enumerate(starts):
         step = 3 * number
@@ -265,7 +265,7 @@ def test_a_controller_takes_the_plan_that_the_dream_says_is_best():
     controller.begin(frame)
     for action in best:
         assert controller.act() == action
-        controller.see(frame)
+        controller.see(action, frame)
     controller.begin(frame)
     again = Controller(world, horizon=4, every=4, candidates=600)
     again.begin(frame)

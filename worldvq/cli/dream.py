@@ -115,9 +115,21 @@ def evaluate_command(
             "--objects", help="Also ask the environment which objects are in view, and look whether they are kept."
         ),
     ] = False,
+    decisions: Annotated[
+        bool,
+        typer.Option(
+            "--decisions",
+            help="Also let the dream pick among plans in held-out situations, and see what its picks really pay.",
+        ),
+    ] = False,
     situations: Annotated[
-        int, typer.Option(min=4, help="Held-out situations of --counterfactual, --memory and --objects.")
-    ] = 48,
+        int | None,
+        typer.Option(
+            min=4,
+            help="Held-out situations of --counterfactual, --memory, --objects and --decisions. Default: 48, and 100 "
+            "for --decisions.",
+        ),
+    ] = None,
     long: Annotated[bool, typer.Option("--long", help="Also dream 300 frames, and see what becomes of them.")] = False,
     dreams: Annotated[int, typer.Option(min=2, help="Dreams of --long.")] = 16,
     trust: Annotated[
@@ -144,10 +156,11 @@ def evaluate_command(
     settings["sampling"] = loaded.sampling_with({"temperature": temperature, "top_k": top_k, "top_p": top_p})
     protocol = build(EvaluateConfig, settings, "evaluate")
     more: dict[str, Any] = {}
-    if (counterfactual or memory or inverse or objects or long) and is_first_process():
+    if (counterfactual or memory or inverse or objects or decisions or long) and is_first_process():
         from worldvq.stages.interventions import dream_long, intervene
 
         tests = {"branches": counterfactual, "returns": memory, "inverse": inverse, "objects": objects}
+        tests["decide"] = decisions
         if any(tests.values()):
             more |= intervene(loaded, data, out, protocol, **tests, situations=situations, trust=trust)
         if long:
@@ -207,6 +220,8 @@ def _print_report(report: dict[str, Any]) -> None:
     Console().print(table)
     for value, meaning in [*interventions_page.cards(report), *lasting_page.cards(report)]:
         print(f"{value} {meaning}")
+    for line in interventions_page.verdicts(report):
+        print(line)
     print(
         f"{report['nats_per_token']:.3f} nats/token, {report['bits_per_frame']:.0f} bits/frame, "
         f"codebook perplexity {report['perplexity']:.0f}"

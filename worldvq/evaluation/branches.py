@@ -120,6 +120,20 @@ def play_on(player: Player, situation: Situation, actions: np.ndarray) -> np.nda
     return np.stack(frames)
 
 
+def return_of(player: Player, situation: Situation, actions: np.ndarray) -> float:
+    """Return the sum of the rewards that follow a situation under actions (N, ...), until it ends."""
+    player.reset(situation.seed)
+    for action in situation.actions:
+        player.step(action)
+    total = 0.0
+    for action in actions:
+        _, reward, terminated, truncated = player.step(action)
+        total += reward
+        if terminated or truncated:
+            break
+    return total
+
+
 def plans_of(space: ActionSpace) -> tuple[list[str], np.ndarray]:
     """Return names and actions (P, ...) of what is held in the branches, at most ``MOST_PLANS``.
 

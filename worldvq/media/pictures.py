@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +176,41 @@ def strip(
     actions_row = [caption(parts, width, num_lines) for parts in labels]
     rows.append([text("action", _MARGIN, LINE, align="right"), *actions_row])
     return grid(rows, gap=3)
+
+
+def acted_frames(
+    real: Sequence[np.ndarray],
+    dreamt: Sequence[np.ndarray],
+    ages: Sequence[int],
+    actions: Sequence[np.ndarray],
+    rewards: Sequence[float],
+    action_space: ActionSpace,
+) -> Iterator[np.ndarray]:
+    """Yield the T frames of a video of an episode that was planned: what happened, and what the plan had dreamt of it.
+
+    Args:
+        real: T frames (H, W, 3) uint8.
+        dreamt: Likewise, each what the plan that was followed then had shown.
+        ages: T numbers, steps since that plan was made; 0 where a frame was seen and not dreamt.
+        actions: T - 1 stored actions.
+        rewards: T - 1, of each.
+        action_space: Names the actions.
+    """
+    scale = scale_to(VIDEO_SIDE, real[0].shape[:2])
+    width = max(real[0].shape[1] * scale + 2 * _EDGE, MIN_WIDTH)
+    labels = [action_label(np.asarray(actions), action_space, t) for t in range(len(real))]
+    num_lines = lines_needed(labels, width)
+    titles = [text(title, width, 24) for title in ("what happened", "what was dreamt")]
+    total = np.cumsum([0.0, *rewards])
+    for t, (true, imagined, age) in enumerate(zip(real, dreamt, ages, strict=True)):
+        words, color = (f"dreamt +{age}", IMAGINED) if age else ("seen", CONTEXT)
+        sums = caption([f"step {t}", f", reward {total[t]:g}"], width)
+        under = caption(labels[t], width, num_lines), caption([words], width, num_lines, color)
+        tiles = [
+            tile(border(enlarge(true, scale), BACKGROUND, _EDGE), width, [under[0], sums]),
+            tile(border(enlarge(imagined, scale), color, _EDGE), width, [under[1], caption([""], width)]),
+        ]
+        yield grid([titles, tiles], gap=4)
 
 
 def paper_figure(context_frames: ArrayLike, rows: Mapping[str, ArrayLike], scale: int | None = None) -> np.ndarray:

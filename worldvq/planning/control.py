@@ -19,14 +19,15 @@ class Controller:
 
         controller.begin(frame)
         while playing:
-            frame = environment(controller.act())
-            controller.see(frame)
+            action = controller.act()
+            controller.see(action, environment(action))
 
     Every ``every`` steps a dream begins from the last frames that were really seen, as many as the world attends to; a
     planner searches it for the plan that is worth most, what is left of the plan before among the candidates.
 
     Attributes:
-        plan: The plan that is followed now.
+        plan: The plan that is followed now; None before the first one.
+        taken: Steps of it that were asked for.
     """
 
     def __init__(
@@ -57,22 +58,22 @@ class Controller:
     def begin(self, frame: np.ndarray, seed: int = 0) -> None:
         """Begin an episode with its first frame (H, W, 3) uint8; the same seed plans the same."""
         self._rng, self._seed = np.random.default_rng(seed), seed
-        self._frames, self._actions, self._taken = [frame], [], 0
+        self._frames, self._actions, self.taken = [frame], [], 0
         self.plan: Plan | None = None
         self._dream: Dream | None = None
 
     def act(self) -> np.ndarray:
         """Return the stored action to take now."""
-        if self.plan is None or self._taken == self.every:
+        if self.plan is None or self.taken == self.every:
             self._make_plan()
         assert self.plan is not None
-        action = self.plan.actions[self._taken]
-        self._taken += 1
-        self._actions.append(action)
+        action = self.plan.actions[self.taken]
+        self.taken += 1
         return action
 
-    def see(self, frame: np.ndarray) -> None:
-        """Take in the frame (H, W, 3) uint8 that followed the last action."""
+    def see(self, action: np.ndarray, frame: np.ndarray) -> None:
+        """Take in the stored action that was really taken, and the frame (H, W, 3) uint8 that followed."""
+        self._actions.append(action)
         self._frames.append(frame)
         most = self.world.dynamics.config.context_frames
         self._frames, self._actions = self._frames[-most:], self._actions[-most + 1 :] if most > 1 else []
@@ -84,22 +85,16 @@ class Controller:
         return np.concatenate([fork.step(action[None]).numpy() for action in self.plan.actions[: self.every]])
 
     def _make_plan(self) -> None:
-        frames, between = np.stack(self._frames)[None], self._between()[None]
-        self._dream = self.world.start(frames, between, seed=self._seed)
+        space = self.world.action_space
+        between = np.array(self._actions, space.dtype).reshape(1, len(self._frames) - 1, *space.shape)
+        self._dream = self.world.start(np.stack(self._frames)[None], between, seed=self._seed)
         if self.goal is None:
             score = reward_score(self._dream, self.rollout)
         else:
             score = goal_score(self._dream, self.goal, self.rollout)
-        space = self.world.action_space
         known = None
         if self.plan is not None:
             rest = propose(space, 1, self.every, self._rng)[0]
             known = np.concatenate([self.plan.actions[self.every :], rest])[None]
-        self.plan = self.planner(
-            score, space, self.horizon, self._rng, candidates=self.candidates, known=known
-        )
-        self._taken = 0
-
-    def _between(self) -> np.ndarray:
-        space = self.world.action_space
-        return np.array(self._actions, space.dtype).reshape(len(self._frames) - 1, *space.shape)
+        self.plan = self.planner(score, space, self.horizon, self._rng, candidates=self.candidates, known=known)
+        self.taken = 0

@@ -78,7 +78,7 @@ def forecast_plans(dream: Dream, plans: ArrayLike | Tensor) -> Outcome:
 def survived_return(rewards: Tensor, termination: Tensor) -> Tensor:
     """Return the expected sums (P,) of rewards (P, H), each weighted by the chance that the task has not ended before.
 
-    Σ_t r_t Π_{s<t} (1 - p_s), p_s the probability (P, H) that transition s ends it: the reward of that one still counts.
+    Σ_t r_t Π_{s<t} (1 - p_s), p_s the probability (P, H) that transition s ends it; what that one pays still counts.
     """
     alive = (1 - termination).cumprod(-1)
     return (rewards * torch.cat([torch.ones_like(alive[:, :1]), alive[:, :-1]], -1)).sum(-1)

@@ -17,6 +17,8 @@ from worldvq.errors import UsageError, plural
 from worldvq.evaluation.branches import CannotForkError, Situation, find_situations
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.evaluation.counterfactual import counterfactual
+from worldvq.evaluation.decisions import SITUATIONS as DECISIONS
+from worldvq.evaluation.decisions import decisions
 from worldvq.evaluation.interventions_page import branches_picture
 from worldvq.evaluation.inverse import inverse_dynamics
 from worldvq.evaluation.lasting_page import dreams_picture
@@ -31,6 +33,8 @@ from worldvq.world.model import WorldModel
 
 HORIZON = 8
 """Steps of a branch."""
+SITUATIONS = 48
+"""Situations of a test, where nothing else is said; of decisions ``DECISIONS``."""
 
 
 def intervene(
@@ -43,7 +47,8 @@ def intervene(
     returns: bool,
     inverse: bool = False,
     objects: bool = False,
-    situations: int,
+    decide: bool = False,
+    situations: int | None = None,
     trust: bool = False,
 ) -> dict[str, Any]:
     """Act in held-out situations, for real and in the dream; writes ``branches.png``.
@@ -58,11 +63,12 @@ def intervene(
         returns: Test whether it remembers (:mod:`worldvq.evaluation.memory`).
         inverse: Test whether what was done can be told from it (:mod:`worldvq.evaluation.inverse`); plays nothing.
         objects: Test whether it shows what is there (:mod:`worldvq.evaluation.objects`).
-        situations: In how many situations.
+        decide: Test whether its decisions are good ones (:mod:`worldvq.evaluation.decisions`).
+        situations: In how many situations; None has ``SITUATIONS``, but for decisions as many as these take.
         trust: Run code that the dataset names: a module, wrappers, keywords.
 
     Returns:
-        ``counterfactual``, ``memory``, ``inverse`` and ``objects``, for the report of
+        ``counterfactual``, ``memory``, ``inverse``, ``objects`` and ``decisions``, for the report of
         :func:`worldvq.evaluation.protocol.evaluate`.
 
     Raises:
@@ -76,11 +82,11 @@ def intervene(
         memory_errors(f"fewer clips at once take less: --batch-size, now {config.batch_size}"),
     ):
         check_fits(world, store)
-        if branches or returns or objects:
+        if branches or returns or objects or decide:
             try:
-                report = _play(world, store, out, config, branches, returns, objects, situations, trust)
+                report = _play(world, store, out, config, branches, returns, objects, decide, situations, trust)
             except CannotForkError as error:
-                if not branches or objects:
+                if not branches or objects or decide:
                     raise
                 lost = "--counterfactual and --memory" if returns else "--counterfactual"
                 print(f"{error}: --inverse instead of {lost}", flush=True)
@@ -98,18 +104,21 @@ def _play(
     branches: bool,
     returns: bool,
     objects: bool,
-    situations: int,
+    decide: bool,
+    count: int | None,
     trust: bool,
 ) -> dict[str, Any]:
     """Run those tests that play the dataset's environment."""
     report: dict[str, Any] = {}
-    stream = _open(store.meta.env, store.path, trust)
+    stream = open_environment(store.meta.env, store.path, trust)
     try:
         if objects:
             stream.reset(0)
             stream.frames_without_objects()  # says so now where it cannot
-        print(f"playing '{store.meta.env.id}' in {situations} held-out situations", flush=True)
-        found = find_situations(store, stream, config.context, situations, config.seed)
+        most = count or (DECISIONS if decide else SITUATIONS)
+        print(f"playing '{store.meta.env.id}' in {most} held-out situations", flush=True)
+        every = find_situations(store, stream, config.context, most, config.seed)
+        found = every[: count or SITUATIONS]
         given = (config.seed, sampling_of(config), config.batch_size)
         if branches:
             report["counterfactual"], frames = counterfactual(world, stream, found, HORIZON, *given)
@@ -119,13 +128,20 @@ def _play(
             report["memory"] = there_and_back(world, stream, found, *given)
         if objects:
             report["objects"] = object_recall(world, stream, *_with_futures(store, found), *given)
+        if decide:
+            report["decisions"] = decisions(world, stream, every, *given[:2])
     finally:
         stream.close()
     return report
 
 
-def _open(env: EnvConfig, data: Path, trust: bool) -> Any:
-    """Build the environment of a dataset; raise a CannotForkError where there is none."""
+def open_environment(env: EnvConfig, data: Path, trust: bool) -> Any:
+    """Build the environment of a dataset.
+
+    Raises:
+        CannotForkError: There is none.
+        UsageError: It is code that the dataset names, and not trusted.
+    """
     if env.id.startswith("videos:"):
         raise CannotForkError(f"'{env.id}' are videos, which nobody can play")
     _check_trust(env, data, trust)

@@ -1,0 +1,70 @@
+"""``worldvq act``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from worldvq.cli.options import DeviceOption
+from worldvq.errors import plural
+
+app = typer.Typer()
+
+
+@app.command("act")
+def act_command(
+    world: Annotated[Path, typer.Option(help="A trained world.")],
+    data: Annotated[Path, typer.Option(help="Its dataset, which says what environment is played.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.json and act.mp4.")],
+    episodes: Annotated[
+        int, typer.Option(min=2, help="Episodes to plan, and as many at random on the same seeds.")
+    ] = 20,
+    planner: Annotated[
+        str, typer.Option(help="cem (the cross-entropy method) or shooting (the best of random plans).")
+    ] = "cem",
+    horizon: Annotated[int, typer.Option(min=1, help="Steps of a plan.")] = 12,
+    every: Annotated[int, typer.Option(min=1, help="Steps of a plan that are taken before the next is made.")] = 4,
+    candidates: Annotated[int, typer.Option(min=1, help="Plans that are dreamt for each.")] = 64,
+    prior: Annotated[
+        bool, typer.Option("--prior", help="Dream plans with the prior: truer frames, many times slower.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the episodes and of the plans.")] = 0,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Play the environment that DATA names even where that runs code of its own.")
+    ] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Act in the real environment by planning in dreams of it, beside a policy that acts at random.
+
+    Example: worldvq act --world runs/doom/world --data runs/doom/data --out runs/doom/act
+    """
+    from worldvq.stages.act import act
+
+    report = act(
+        world,
+        data,
+        out,
+        episodes=episodes,
+        planner=planner,
+        horizon=horizon,
+        every=every,
+        candidates=candidates,
+        prior=prior,
+        seed=seed,
+        trust=trust,
+        device=device,
+    )
+    _print_report(report)
+    print(f"{out / 'act.mp4'}\n{out / 'report.json'}")
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    from worldvq.evaluation.decisions import verdict
+
+    print(f"mean return of {plural(report['episodes'], 'episode')}, 95 % interval:")
+    for name in ("planner", "random"):
+        low, high = report[name]["ci95"]
+        print(f"{name:8} {report[name]['mean']:.2f} ({low:.2f} to {high:.2f})")
+    print(verdict("planning", "acting at random", report["difference"]))

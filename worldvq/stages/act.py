@@ -1,0 +1,209 @@
+"""Act in the dataset's own environment by planning in dreams of it, beside a policy that acts at random."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from worldvq.data.episodes import EpisodeStore
+from worldvq.errors import UsageError
+from worldvq.evaluation import metrics
+from worldvq.evaluation.protocol import check_fits
+from worldvq.files.atomic import disk_errors, write_atomic
+from worldvq.media.pictures import acted_frames
+from worldvq.media.videos import write_video
+from worldvq.nn.memory import memory_errors
+from worldvq.planning.control import Controller
+from worldvq.planning.planners import Planner, cross_entropy, random_shooting
+from worldvq.planning.rollout import dream_plans, forecast_plans
+from worldvq.recording.players import random_action
+from worldvq.recording.playing import episode_seed
+from worldvq.stages.interventions import open_environment
+from worldvq.types import ActionSpace
+from worldvq.world.model import WorldModel
+
+PLANNERS: dict[str, Planner] = {"cem": cross_entropy, "shooting": random_shooting}
+FILMED = 600
+"""Frames of the first episode that the video shows, at most."""
+FPS = 6
+_USE = 7
+"""Which of an episode's seeds: recordings use the first few, so these episodes are none that were recorded."""
+
+
+@dataclass
+class _Episode:
+    """What was played.
+
+    Attributes:
+        rewards: Of each step.
+        actions: Stored ones.
+        frames: (H, W, 3) uint8; what really happened.
+        dreamt: As many, what the plan had shown.
+        ages: As many, steps since the plan was made.
+    """
+
+    rewards: list[float] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    frames: list[np.ndarray] = field(default_factory=list)
+    dreamt: list[np.ndarray] = field(default_factory=list)
+    ages: list[int] = field(default_factory=list)
+
+    def add(self, frame: np.ndarray, dreamt: np.ndarray, age: int) -> None:
+        """Keep a frame of the film."""
+        self.frames.append(frame)
+        self.dreamt.append(dreamt)
+        self.ages.append(age)
+
+
+def act(
+    world_folder: Path,
+    data: Path,
+    out: Path,
+    *,
+    episodes: int,
+    planner: str,
+    horizon: int,
+    every: int,
+    candidates: int,
+    prior: bool,
+    seed: int,
+    trust: bool = False,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Play episodes by model-predictive control and at random, on the same seeds; writes ``report.json``, ``act.mp4``.
+
+    Args:
+        world_folder: A trained world.
+        data: Its dataset, which says what the environment is.
+        out: Folder of report and video.
+        episodes: How many, of each.
+        planner: A name of ``PLANNERS``.
+        horizon: Steps of a plan.
+        every: Steps of it that are taken.
+        candidates: Plans that are dreamt for each.
+        prior: Dream plans with the prior instead of the forecast head.
+        seed: Of the episodes and of the plans.
+        trust: Run code that the dataset names.
+        device: See :meth:`WorldModel.load`.
+
+    Returns:
+        The report: ``planner`` and ``random`` with ``mean``, ``ci95``, ``returns`` and ``steps``, their paired
+        ``difference``, and how it was played.
+
+    Raises:
+        UsageError: Something does not fit, or the environment cannot be built; nothing was written.
+    """
+    if planner not in PLANNERS:
+        raise UsageError(f"there is no planner '{planner}': {' or '.join(PLANNERS)}")
+    if every > horizon:
+        raise UsageError(f"--every {every}: a plan of --horizon {horizon} has no more steps than that")
+    world = WorldModel.load(world_folder, device)
+    with EpisodeStore.open(data) as store:
+        check_fits(world, store)
+        stream = open_environment(store.meta.env, store.path, trust)
+    rollout = dream_plans if prior else forecast_plans
+    controller = Controller(
+        world, horizon=horizon, every=every, candidates=candidates, planner=PLANNERS[planner], rollout=rollout
+    )
+    settings = {"planner": planner, "horizon": horizon, "every": every, "candidates": candidates, "prior": prior}
+    about = {"env_id": stream.config.id, "world": world.hash(), "settings": settings, "seed": seed}
+    begun = time.monotonic()
+    try:
+        with memory_errors(f"fewer plans at once take less: --candidates, now {candidates}"), disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+            planned, at_random = _play_all(stream, controller, episodes, seed, out / "act.mp4")
+    finally:
+        stream.close()
+    report = {**about, **compare(planned, at_random), "seconds": round(time.monotonic() - begun, 1)}
+    write_atomic(out / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
+    return report
+
+
+def compare(planned: list[_Episode], at_random: list[_Episode]) -> dict[str, Any]:
+    """Returns of both with 95 % bootstrap intervals over episodes, and of their difference, seed by seed."""
+    sums = [np.array([sum(episode.rewards) for episode in played]) for played in (planned, at_random)]
+    report: dict[str, Any] = {"episodes": len(planned)}
+    for name, played, returns in zip(("planner", "random"), (planned, at_random), sums, strict=True):
+        steps = [len(episode.rewards) for episode in played]
+        report[name] = {**metrics.mean_over_rows(returns), "returns": returns.tolist(), "steps": steps}
+    return {**report, "difference": metrics.mean_over_rows(sums[0] - sums[1])}
+
+
+def _play_all(
+    stream: Any, controller: Controller, episodes: int, seed: int, video: Path
+) -> tuple[list[_Episode], list[_Episode]]:
+    """Play every seed both ways; writes the video after the first episode."""
+    planned, at_random = [], []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("planning", total=episodes)
+        for number in range(episodes):
+            seeds = episode_seed(seed, number, _USE), episode_seed(seed, number, _USE + 1)
+            rng = np.random.default_rng(seeds[1])
+            at_random.append(_play(stream, seeds[0], functools.partial(random_action, stream.action_space, rng)))
+            film, say = number == 0, functools.partial(_describe, bar, task)
+            planned.append(_control(stream, controller, seeds[0], film, say))
+            if film:
+                _film(planned[0], stream.action_space, video)
+                planned[0] = _Episode(planned[0].rewards)
+            bar.advance(task)
+            means = [np.mean([sum(episode.rewards) for episode in played]) for played in (planned, at_random)]
+            if not console.is_terminal:
+                print(f"episode {number + 1}/{episodes}: mean return {means[0]:.2f}, random {means[1]:.2f}", flush=True)
+    return planned, at_random
+
+
+def _describe(bar: Progress, task: TaskID, words: str) -> None:
+    bar.update(task, description=words)
+
+
+def _play(stream: Any, seed: int, policy: Callable[[], np.ndarray]) -> _Episode:
+    """Play an episode blindly."""
+    episode = _Episode()
+    stream.reset(seed)
+    done = False
+    while not done:
+        _, reward, terminated, truncated = stream.step(policy())
+        episode.rewards.append(reward)
+        done = terminated or truncated
+    return episode
+
+
+def _control(stream: Any, controller: Controller, seed: int, film: bool, say: Callable[[str], None]) -> _Episode:
+    """Play an episode by planning; where it is filmed, keep what happened and what was dreamt of it."""
+    episode, shown = _Episode(), np.empty(0)
+    frame = stream.reset(seed)
+    controller.begin(frame, seed)
+    if film:
+        episode.add(frame, frame, 0)
+    done = False
+    while not done:
+        action = stream.as_played(controller.act())
+        film = film and len(episode.frames) < FILMED
+        if film and controller.taken == 1:
+            shown = controller.dreamt()
+        frame, reward, terminated, truncated = stream.step(action)
+        controller.see(action, frame)
+        episode.rewards.append(reward)
+        if film and stream.has_frame:
+            episode.actions.append(action)
+            episode.add(frame, shown[controller.taken - 1], controller.taken)
+        done = terminated or truncated
+        say(f"step {len(episode.rewards)}, return {sum(episode.rewards):g}")
+    return episode
+
+
+def _film(episode: _Episode, space: ActionSpace, video: Path) -> None:
+    steps = len(episode.actions)
+    frames = acted_frames(episode.frames, episode.dreamt, episode.ages, episode.actions, episode.rewards[:steps], space)
+    write_video(video, frames, fps=FPS, expected=steps + 1)
