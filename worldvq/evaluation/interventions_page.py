@@ -206,9 +206,9 @@ def _decided_text(found: dict[str, Any]) -> str:
         f"<p>In each of {plural(found['situations'], 'held-out situation')} {found['plans']} random plans of "
         f"{found['horizon']} steps were played for real; in {found['differ']} of these situations they do not all pay "
         "the same, and only there anything is decided. The dream picks the plan of which it predicts the highest "
-        f"return. Then a planner (cross-entropy method, {found['candidates']} plans) searches with the dream as its model, and "
-        "the same planner with the real environment, which knows what will happen: what the second finds more is the "
-        "counterfactual planning gap. Means over situations, with 95 % intervals.</p>"
+        f"return. Then a planner (cross-entropy method, {found['candidates']} plans) searches with the dream as its "
+        "model, and the same planner with the real environment, which knows what will happen: what the second finds "
+        "more is the counterfactual planning gap. Means over situations, with 95 % intervals.</p>"
     )
 
 
