@@ -42,6 +42,9 @@ class ToyWorld:
     def hash(self):
         return "toy"
 
+    def description(self):
+        return {"tokenizer": {}, "tokenizer_hash": "toy", "dynamics": {}, "action_space": SPACE.to_json(), "meta": {}}
+
     def tokenize(self, frames):
         return frames[..., 0, :, 2].argmax(-1)[..., None, None]
 

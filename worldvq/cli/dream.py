@@ -1,4 +1,4 @@
-"""``worldvq imagine``, ``worldvq evaluate`` and ``worldvq demo``."""
+"""``worldvq imagine``, ``worldvq evaluate``, ``worldvq compare`` and ``worldvq demo``."""
 
 from __future__ import annotations
 
@@ -169,6 +169,30 @@ def evaluate_command(
     if is_first_process():
         _print_report(report)
         print(f"{out / 'report.json'}\n{out / 'index.html'}")
+
+
+@app.command("compare")
+def compare_command(
+    reports: Annotated[list[Path], typer.Argument(metavar="REPORT REPORT...", help="Folders of `worldvq evaluate`.")],
+    out: Annotated[Path, typer.Option(help="Folder for compare.json, compare.mp4 and index.html.")],
+) -> None:
+    """Set evaluations of the same clips side by side: each against the first, with paired intervals.
+
+    Example: worldvq compare runs/a/report runs/b/report --out runs/a_b
+    """
+    from worldvq.evaluation.comparison import compare_reports
+    from worldvq.evaluation.comparison_page import COMPARISON, config_lines, legend, measure_rows, notes
+
+    comparison = compare_reports(reports, out)
+    header, rows = measure_rows(comparison)
+    table = Table(*header, title=f"the same {plural(comparison['num_clips'], 'held-out clip')}")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    config = config_lines(comparison) or ["nothing differs in config: the same weights, sampled the same way"]
+    print("\n".join([*legend(comparison), *config, *notes(comparison)]))
+    for name in ("compare.mp4", "index.html", COMPARISON):
+        print(out / name)
 
 
 @app.command("demo")

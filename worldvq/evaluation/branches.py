@@ -60,6 +60,11 @@ class Situation:
         """Actions between the frames, (C - 1, ...)."""
         return self.actions[len(self.actions) - len(self.frames) + 1 :]
 
+    @property
+    def place(self) -> np.ndarray:
+        """Episode and frame, (2,) int64."""
+        return np.array([self.number, len(self.actions)], np.int64)
+
 
 def find_situations(store: EpisodeStore, player: Player, context: int, count: int, seed: int) -> list[Situation]:
     """Draw situations of held-out episodes, and prove that playing leads to them again.

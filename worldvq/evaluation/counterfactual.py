@@ -16,6 +16,7 @@ from rich.progress import track
 from worldvq.errors import UsageError
 from worldvq.evaluation import metrics
 from worldvq.evaluation.branches import Player, Situation, plans_of, play_on
+from worldvq.evaluation.report_files import BY_SITUATION
 
 if TYPE_CHECKING:
     from worldvq.world.model import WorldModel
@@ -48,8 +49,8 @@ def counterfactual(
         progress: Show a progress bar on stderr.
 
     Returns:
-        The numbers of :func:`score_branches`, with the names of the plans; and frames (2, P, horizon, H, W, 3) of the
-        first situation, real and imagined.
+        The numbers of :func:`score_branches`, with the names of the plans and the places of the situations; and frames
+        (2, P, horizon, H, W, 3) of the first situation, real and imagined.
 
     Raises:
         UsageError: Every situation has a branch that ends before its time.
@@ -72,7 +73,9 @@ def counterfactual(
     dream = dreamt.reshape(true.shape)
     rebuilt = world.render(world.tokenize(true.reshape(-1, *true.shape[2:]))).numpy().reshape(true.shape)
     report = {"plans": names, "situations": len(kept), "left_out": len(situations) - len(kept), "horizon": horizon}
-    return {**report, **score_branches(true, dream, rebuilt)}, np.stack([true[0], dream[0]])
+    report |= score_branches(true, dream, rebuilt)
+    report[BY_SITUATION]["situations"] = np.stack([situation.place for situation in kept])
+    return report, np.stack([true[0], dream[0]])
 
 
 def imagine_branches(
@@ -105,7 +108,8 @@ def score_branches(real: np.ndarray, dream: np.ndarray, rebuilt: np.ndarray) -> 
       less their mean over plans.
     - ``psnr_matrix``: of real plan (row) against imagined plan (column).
 
-    Every number is one a step, with a 95 % bootstrap over situations.
+    Every number is one a step, with a 95 % bootstrap over situations. ``by_situation`` holds ``retrieval`` and the
+    squared errors ``own`` and ``other`` behind ``delta_psnr``, arrays (S, H).
     """
     shape = real.shape[:3]
     flat = [array.reshape(*shape, -1).astype(np.float32) / 255 for array in (real, dream, rebuilt)]
@@ -141,6 +145,7 @@ def score_branches(real: np.ndarray, dream: np.ndarray, rebuilt: np.ndarray) -> 
             "ci95": metrics.ci95(_pearson(drawn)).tolist(),
         },
         "psnr_matrix": {"step": step + 1, "values": metrics.psnr(error.mean(0)[:, :, step]).T.tolist()},
+        BY_SITUATION: {"retrieval": hit.mean(1), "own": own, "other": other},
     }
 
 

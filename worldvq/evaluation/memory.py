@@ -18,6 +18,7 @@ from rich.progress import track
 from worldvq.evaluation import metrics
 from worldvq.evaluation.branches import Player, Situation, plans_of, play_on
 from worldvq.evaluation.counterfactual import imagine_branches
+from worldvq.evaluation.report_files import BY_SITUATION
 
 if TYPE_CHECKING:
     from worldvq.world.model import WorldModel
@@ -44,6 +45,7 @@ class _Walk:
         kind: ``pair``, ``nested``, ``around`` or ``turn``; see :func:`there_and_back`.
         legs: (action's number, steps) one after the other.
         turn: Steps until the turning point.
+        rows: Which situations these are.
         situations: Where the environment comes back to the same frame.
         farthest: Its frames at the turning point there.
     """
@@ -51,6 +53,7 @@ class _Walk:
     kind: str
     legs: list[tuple[int, int]]
     turn: int
+    rows: list[int] = field(default_factory=list)
     situations: list[Situation] = field(default_factory=list)
     farthest: list[np.ndarray] = field(default_factory=list)
 
@@ -88,19 +91,27 @@ def there_and_back(
         ``situations``, ``psnr`` (mean, ci95) of the last imagined frame against the real one, ``ceiling`` (that of the
         real one through the tokenizer), ``not_returned`` (what the real frame at the turning point would score) and
         ``turning_point`` (PSNR of the imagined frame there: a dream that does not move comes back too).
+        ``by_situation``: the squared errors ``error`` and ``ceiling`` behind the PSNRs, arrays (ways, S) with NaN where
+        a way does not count.
     """
     names, actions = plans_of(world.action_space)
     console = Console(stderr=True, quiet=not progress)
     pairs, turns = find_returns(player, situations, actions)
     report: dict[str, Any] = {"undoes": [[names[there], names[back]] for there, back in pairs], "ways": []}
+    errors = []
     for walk in track(_walks(pairs, turns), "there and back", console=console):
         plan = np.concatenate([np.stack([actions[number]] * steps) for number, steps in walk.legs])
         _play(player, situations, walk, plan)
         if len(walk.situations) >= LEAST:
             name = ", ".join(f"{names[number]} × {steps}" for number, steps in walk.legs)
             about = {"kind": walk.kind, "name": name, "steps": walk.legs[0][1]}
-            report["ways"].append({**about, **_score(world, walk, plan, seed, sampling, batch_size)})
-    return report
+            score, error = _score(world, walk, plan, seed, sampling, batch_size)
+            report["ways"].append(about | score)
+            errors.append(np.full((2, len(situations)), np.nan))
+            errors[-1][:, walk.rows] = error
+    error, ceiling = np.reshape(errors, (-1, 2, len(situations))).swapaxes(0, 1)
+    places = np.stack([situation.place for situation in situations])
+    return report | {BY_SITUATION: {"situations": places, "error": error, "ceiling": ceiling}}
 
 
 def find_returns(
@@ -166,37 +177,40 @@ def _walks(pairs: list[tuple[int, int]], turns: list[tuple[int, int]]) -> list[_
 def _play(player: Player, situations: Sequence[Situation], walk: _Walk, plan: np.ndarray) -> None:
     """Find the situations in which a way comes back, and every leg of it leads somewhere else."""
     ends = np.cumsum([steps for _, steps in walk.legs]) if len(walk.legs) > 1 else [walk.turn]
-    for situation in situations:
+    for row, situation in enumerate(situations):
         run = play_on(player, situation, plan)
         if run is None or not np.array_equal(run[-1], situation.frames[-1]):
             continue
         corners = [situation.frames[-1], *(run[end - 1] for end in ends)]
         if all(not np.array_equal(one, other) for one, other in itertools.pairwise(corners)):
+            walk.rows.append(row)
             walk.situations.append(situation)
             walk.farthest.append(run[walk.turn - 1])
 
 
 def _score(
     world: WorldModel, walk: _Walk, plan: np.ndarray, seed: int, sampling: dict[str, Any], batch_size: int
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Return what the report says of a way; and squared errors (2, n) of what was imagined, and of the ceiling."""
     first = np.stack([situation.frames[-1] for situation in walk.situations])
     farthest = np.stack(walk.farthest)
     contexts = [situation.frames for situation in walk.situations]
     plans = [np.concatenate([situation.between, plan]) for situation in walk.situations]
     dreamt = imagine_branches(world, contexts, plans, np.arange(len(first)), seed, sampling, batch_size)
-    error = metrics.squared_error(first, dreamt[:, -1])
     rebuilt = world.render(world.tokenize(first[None]))[0].numpy()
+    error, ceiling = (metrics.squared_error(first, frames) for frames in (dreamt[:, -1], rebuilt))
 
     def psnr(other: np.ndarray, true: np.ndarray) -> float:
         return float(metrics.psnr(metrics.squared_error(true, other).mean()))
 
-    return {
+    score = {
         "situations": len(first),
         "psnr": {
             "mean": float(metrics.psnr(error.mean())),
             "ci95": metrics.ci95(metrics.psnr(metrics.bootstrap_means(error))).tolist(),
         },
-        "ceiling": psnr(rebuilt, first),
+        "ceiling": float(metrics.psnr(ceiling.mean())),
         "not_returned": psnr(farthest, first),
         "turning_point": psnr(dreamt[:, walk.turn - 1], farthest),
     }
+    return score, np.stack([error, ceiling])

@@ -200,8 +200,13 @@ def bootstrap_means(values: ArrayLike, seed: int = 0, resamples: int = 1000) -> 
         resamples: How many.
     """
     rows = np.asarray(values, np.float64)
-    counts = np.random.default_rng(seed).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)
-    return counts @ rows / len(rows)
+    return bootstrap_counts(len(rows), seed, resamples) @ rows / len(rows)
+
+
+def bootstrap_counts(num_clips: int, seed: int = 0, resamples: int = 1000) -> np.ndarray:
+    """How often each clip is in each resample, (resamples, num_clips) int64; see :func:`bootstrap_means`."""
+    chances = np.full(num_clips, 1 / num_clips)
+    return np.random.default_rng(seed).multinomial(num_clips, chances, size=resamples)
 
 
 def ci95(resampled: ArrayLike) -> np.ndarray:

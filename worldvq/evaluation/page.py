@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import importlib.resources
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +13,7 @@ from matplotlib.figure import Figure
 
 from worldvq.errors import plural
 from worldvq.evaluation import interventions_page, lasting_page
-from worldvq.evaluation.plots import INK, axes_of, number, save_plot, table
-from worldvq.files.atomic import write_atomic
+from worldvq.evaluation.plots import INK, axes_of, embed, number, save_page, save_plot, table, video
 from worldvq.media.pictures import rollout_frames, save_png, strip
 from worldvq.media.videos import write_video
 from worldvq.types import ActionSpace
@@ -73,7 +69,7 @@ def write_page(out: Path, report: dict[str, Any], rollouts: Rollouts) -> Path:
     """
     clips = (rollouts.real, rollouts.reconstruction, rollouts.imagined, rollouts.actions)
     frames = rollout_frames(*clips, rollouts.action_space, rollouts.context)
-    video = write_video(out / "rollout.mp4", frames, fps=5, expected=rollouts.real.shape[1])
+    movie = write_video(out / "rollout.mp4", frames, fps=5, expected=rollouts.real.shape[1])
     real, rebuilt, imagined, actions = (array[0] for array in clips)  # in which most changes
     drawn = strip(real, rebuilt, imagined, actions, rollouts.action_space, rollouts.context)
     picture = save_png(out / "strip.png", drawn)
@@ -84,15 +80,16 @@ def write_page(out: Path, report: dict[str, Any], rollouts: Rollouts) -> Path:
         interventions_page.section(report, _picture(out / "branches.png")),
         lasting_page.section(report, [_embed(plot, "image/png") for plot in long], _picture(out / "long_dreams.png")),
     )
-    source = string.Template((importlib.resources.files("worldvq.evaluation") / "report.html").read_text("utf-8"))
-    page = source.substitute(
-        title=html.escape(f"{report['env_id']}: imagined futures"),
-        subtitle=f"{plural(report['num_clips'], 'held-out clip')} of {plural(report['num_episodes'], 'episode')} · "
+    return save_page(
+        out / "index.html",
+        f"{report['env_id']}: imagined futures",
+        f"{plural(report['num_clips'], 'held-out clip')} of {plural(report['num_episodes'], 'episode')} · "
         f"{plural(context, 'frame')} of context, {horizon} imagined · "
         f"worldvq {html.escape(report['versions']['worldvq'])}",
-        cards=_cards(report),
+        _cards(report),
+        "report.html",
         interventions="\n".join(sections),
-        video=f'<video controls autoplay loop muted playsinline src="{_embed(video, "video/mp4")}"></video>',
+        video=video(movie),
         num_shown=len(rollouts.real),
         strip=_embed(picture, "image/png"),
         claim=_claim(report),
@@ -104,9 +101,6 @@ def write_page(out: Path, report: dict[str, Any], rollouts: Rollouts) -> Path:
         horizon_table=_horizon_table(report),
         notes=_notes(report),
     )
-    path = out / "index.html"
-    write_atomic(path, page.encode())
-    return path
 
 
 def _picture(path: Path) -> str | None:
@@ -114,7 +108,7 @@ def _picture(path: Path) -> str | None:
 
 
 def _embed(path: Path, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return embed(path.read_bytes(), kind)
 
 
 def _figures(report: dict[str, Any]) -> dict[str, Figure]:
@@ -170,9 +164,9 @@ def _claim(report: dict[str, Any]) -> str:
     )
 
 
-def _cards(report: dict[str, Any]) -> str:
+def _cards(report: dict[str, Any]) -> list[tuple[str, str]]:
     gains, summary = report["gains"]["psnr"], report["summary"]["psnr"]
-    shown = [
+    return [
         *interventions_page.cards(report),
         *lasting_page.cards(report),
         (f"{number(summary['imagined'])} dB", f"PSNR of imagined frames 1–{report['horizon']}"),
@@ -181,7 +175,6 @@ def _cards(report: dict[str, Any]) -> str:
         (f"{number(summary['reconstruction'])} dB", "ceiling: the tokenizer"),
         (number(report["nats_per_token"]), f"nats per token, {number(report['bits_per_frame'], 0)} bits per frame"),
     ]
-    return "".join(f'<div class="card"><b>{value}</b><span>{text}</span></div>' for value, text in shown)
 
 
 def _summary_table(report: dict[str, Any]) -> str:

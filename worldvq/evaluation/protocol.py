@@ -36,12 +36,12 @@ from worldvq.evaluation.measures import compare, count_regions, score
 from worldvq.evaluation.page import Rollouts, write_page
 from worldvq.evaluation.parts import Part, Parts
 from worldvq.evaluation.regions import small_region_recall
+from worldvq.evaluation.report_files import REPORT, clips_of, finite, situations_of, write_report
 from worldvq.evaluation.summary import summarize
-from worldvq.files.atomic import disk_errors, write_atomic
+from worldvq.files.atomic import disk_errors
 from worldvq.files.differences import differences, require_same
 from worldvq.files.lock import Lock
 from worldvq.nn.memory import memory_errors
-from worldvq.types import ActionSpace
 
 if TYPE_CHECKING:
     from worldvq.world.model import WorldModel
@@ -107,7 +107,7 @@ def evaluate(
     progress: bool = True,
     more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Score a world on held-out clips; writes ``report.json``, ``index.html``, ``rollout.mp4`` and ``strip.png``.
+    """Score a world on held-out clips; writes ``report.json``, ``clips.safetensors``, ``index.html`` and pictures.
 
     What a run that was ended has finished is kept in ``out``, and used by the next of the same world, protocol and
     dataset. Processes that were started together (``accelerate launch``) share the batches through that folder.
@@ -152,7 +152,7 @@ def evaluate(
             _write(plan, parts.join(plan.num_parts), out, begun, more or {})
             parts.remove()
     processes.wait_for_first()
-    report = json.loads((out / "report.json").read_text())
+    report = json.loads((out / REPORT).read_text())
     processes.wait_for_others()  # the first one may keep the counters: it stays until all have read
     return report
 
@@ -188,10 +188,12 @@ def _write(plan: _Plan, collected: Part, out: Path, begun: float, more: dict[str
     """Write the report and its page."""
     config = plan.config
     report = summarize(collected, config, plan.horizons)
+    tests, situations = situations_of(more)
     report |= {
-        **more,
+        **tests,
         "env_id": plan.store.meta.env.id,
         "data": str(plan.store.path),
+        "dataset": {**plan.store.meta.model_dump(mode="json"), **plan.store.fingerprint()},
         "world": _describe(plan.world),
         "num_clips": len(plan.ids),
         "num_episodes": len(np.unique(plan.ids[:, 0])),
@@ -201,11 +203,12 @@ def _write(plan: _Plan, collected: Part, out: Path, begun: float, more: dict[str
         "notes": plan.notes,
         "seconds": round(time.monotonic() - begun, 2),
     }
-    report = _finite(report)
+    report = finite(report)
     order = np.searchsorted(np.sort(plan.shown), plan.shown)  # they were collected in the order of the rows
     real, rebuilt, imagined, actions = (collected[f"shown/{name}"][order] for name in SHOWN)
     write_page(out, report, Rollouts(real, rebuilt, imagined, actions, plan.world.action_space, config.context))
-    write_atomic(out / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
+    hashes = [plan.store.entry(int(number)).sha256 for number in plan.ids[:, 0]]
+    write_report(out, report, clips_of(collected, plan.ids, hashes, config.context, order) | situations)
 
 
 def _versions() -> dict[str, str]:
@@ -300,21 +303,10 @@ def _collect(plan: _Plan, numbers: list[int], console: Console) -> Iterator[tupl
 
 
 def _describe(world: WorldModel) -> dict[str, Any]:
-    space: ActionSpace = world.action_space
     return {
         "hash": world.hash(),
         "frame_size": list(world.frame_size),
         "grid": list(world.tokenizer.grid),
         "num_codes": int(world.tokenizer.num_codes),
-        "action_space": space.to_json(),
-        "meta": world.meta,
+        **world.description(),
     }
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: what could not be computed (say, a precision without positives) becomes null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -141,6 +141,40 @@ def rollout_frames(
         yield grid([titles, *rows], gap=4)
 
 
+def compared_frames(
+    real: ArrayLike, dreams: Mapping[str, ArrayLike], actions: ArrayLike, action_space: ActionSpace, context: int
+) -> Iterator[np.ndarray]:
+    """Yield the T frames of a video that shows dreams in step: columns real and one a dream; one row a clip.
+
+    Args:
+        real: (B, T, H, W, 3) uint8; under frame t stands ``actions[t - 1]``.
+        dreams: Title to (B, T, H, W, 3) uint8, what a model was given, framed blue, and then imagined, framed orange.
+        actions: (B, T - 1 or T, ...).
+        action_space: Names the actions.
+        context: Frames that were given.
+    """
+    clips = _uint8(real, 5, "real")
+    seen = {title: _uint8(frames, 5, title) for title, frames in dreams.items()}
+    taken, num_frames = np.asarray(actions), clips.shape[1]
+    scale = scale_to(VIDEO_SIDE, clips.shape[2:4])
+    width = max(clips.shape[3] * scale + 2 * _EDGE, MIN_WIDTH)
+    labels = [[action_label(row, action_space, t) for t in range(num_frames)] for row in taken]
+    num_lines = lines_needed(itertools.chain(*labels), width)
+
+    def draw(frame: np.ndarray, edge: Color, words: np.ndarray) -> np.ndarray:
+        return tile(border(enlarge(frame, scale), edge, _EDGE), width, [words])
+
+    titles = [text(title, width, 24) for title in ("real", *seen)]
+    for t in range(num_frames):
+        words, color = _stage(t, context)
+        stage = caption([words], width, color=color)
+        rows = []
+        for b, clip in enumerate(clips):
+            first = draw(clip[t], BACKGROUND, caption(labels[b][t], width, num_lines))
+            rows.append([first, *(draw(frames[b, t], color, stage) for frames in seen.values())])
+        yield grid([titles, *rows], gap=4)
+
+
 def strip(
     real: ArrayLike | None,
     reconstruction: ArrayLike,

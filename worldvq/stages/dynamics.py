@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import worldvq
+from worldvq.config.yaml_loading import read_yaml
 from worldvq.data.clips import RewardedClipSampler, heldout_clips, read_clips
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import UsageError, plural
@@ -76,7 +77,7 @@ def train_dynamics(
     batches = RewardedClipSampler(
         store, "train", training.clip_frames, training.batch_size, training.seed, training.rewarded_fraction
     )
-    joined = WorldModel(vqvae, model, _world_meta(store.meta, config.evaluate))
+    joined = WorldModel(vqvae, model, _world_meta(store.meta, config, tokenizer))
     height, width = vqvae.grid
     summary = f"dynamics, {height * width} tokens a frame, clips of {plural(training.clip_frames, 'frame')}"
     picture = _imagined_strip(joined, store, config.evaluate, training, out)
@@ -102,12 +103,14 @@ def train_dynamics(
     return joined
 
 
-def _world_meta(meta: TokenMeta, protocol: EvaluateConfig) -> dict[str, Any]:
-    dataset = meta.dataset.model_dump(mode="json")
+def _world_meta(meta: TokenMeta, config: ExperimentConfig, tokenizer: Path) -> dict[str, Any]:
+    run = tokenizer / "config.yaml"  # a folder that holds nothing but the tokenizer has none
+    training = (read_yaml(run) if run.is_file() else {}) | config.sections(DynamicsSections)
     return {
-        "dataset": dataset,
+        "dataset": meta.dataset.model_dump(mode="json"),
         "env_id": meta.dataset.env.id,
-        "sampling": protocol.sampling.model_dump(mode="json"),
+        "sampling": config.evaluate.sampling.model_dump(mode="json"),
+        "training": {name: section for name, section in training.items() if name not in ("tokenizer", "dynamics")},
         "versions": {"worldvq": worldvq.__version__},
     }
 

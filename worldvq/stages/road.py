@@ -12,6 +12,7 @@ from worldvq.data.tokens import TokenStore
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.evaluation.protocol import evaluate
+from worldvq.evaluation.report_files import MAX_REPORT, REPORT
 from worldvq.files.reading import read_json
 from worldvq.nn.devices import resolve_device
 from worldvq.stages.dynamics import train_dynamics
@@ -25,8 +26,6 @@ from worldvq.training.checkpoints import Checkpoints
 from worldvq.world.model import WorldModel
 
 FOLDERS = ("data", "tokenizer", "tokens", "dynamics", "world", "report")
-MAX_REPORT = 64 * 2**20
-"""Bytes of a report; it grows with the horizon."""
 
 
 def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None], device: str = "auto") -> dict[str, Any]:
@@ -54,7 +53,7 @@ def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None], dev
     stage("train dynamics", lambda: train_dynamics(config, tokens, tokenizer, dynamics, world, device=device))
     stage("evaluate", lambda: _evaluate_once(world, data, report, config.evaluate, device, say))
     stage("render", lambda: _render(world, data, out, config.evaluate, device))
-    return {**read_json(report / "report.json", MAX_REPORT), "stage_seconds": seconds}
+    return {**read_json(report / REPORT, MAX_REPORT), "stage_seconds": seconds}
 
 
 def _check_tokens(tokens: Path, tokenizer: Path, steps: int) -> None:
@@ -72,7 +71,7 @@ def _evaluate_once(
 ) -> None:
     """Evaluate, unless the report of this very world and protocol is there."""
     world = WorldModel.load(folder, device)
-    path = out / "report.json"
+    path = out / REPORT
     with contextlib.suppress(CorruptFileError, KeyError, TypeError):
         report = read_json(path, MAX_REPORT)
         if report["protocol"] == config.model_dump(mode="json") and report["world"]["hash"] == world.hash():

@@ -76,7 +76,7 @@ class WorldModel:
         tokenizer: Frames to tokens and back.
         dynamics: Next tokens from past tokens and actions.
         action_space: What actions are.
-        meta: JSON values that say what the dataset was (environment, sizes, versions).
+        meta: JSON values that say what the dataset was (environment, sizes, versions), and how it was trained.
         engine: What dreams are made with.
         device: Where it runs. Tensors that go in may be anywhere; what comes out is on the CPU.
     """
@@ -109,6 +109,17 @@ class WorldModel:
         both = hash_module(self.tokenizer) + hash_module(self.dynamics)
         return hashlib.sha256(both.encode()).hexdigest()
 
+    def description(self) -> dict[str, Any]:
+        """Return, as JSON values, the configs of both models, hashes of their weights, the actions and ``meta``."""
+        return {
+            "tokenizer": self.tokenizer.config.model_dump(mode="json"),
+            "tokenizer_hash": hash_module(self.tokenizer),
+            "dynamics": self.dynamics.config.model_dump(mode="json"),
+            "dynamics_hash": hash_module(self.dynamics),
+            "action_space": self.action_space.to_json(),
+            "meta": self.meta,
+        }
+
     @property
     def frame_size(self) -> tuple[int, int]:
         """Height and width of a frame."""
@@ -117,20 +128,11 @@ class WorldModel:
     def save(self, folder: Path | str) -> None:
         """Write the world; a half-written world is none, and where the disk is full an older one stays."""
         folder = Path(folder)
-        description = {
-            "format_version": FORMAT_VERSION,
-            "tokenizer": self.tokenizer.config.model_dump(mode="json"),
-            "tokenizer_hash": hash_module(self.tokenizer),
-            "dynamics": self.dynamics.config.model_dump(mode="json"),
-            "dynamics_hash": hash_module(self.dynamics),
-            "action_space": self.action_space.to_json(),
-            "meta": self.meta,
-        }
         write_together(
             {
                 folder / "tokenizer.safetensors": module_bytes(self.tokenizer),
                 folder / "dynamics.safetensors": module_bytes(self.dynamics),
-                folder / WORLD_FILE: seal(description),
+                folder / WORLD_FILE: seal({"format_version": FORMAT_VERSION, **self.description()}),
             }
         )
 
