@@ -216,6 +216,38 @@ def test_evaluate_acts_in_the_environment_itself(verbs, tmp_path):
     assert open_picture(tmp_path / "branches.png") and "Does it obey?" in (tmp_path / "index.html").read_text()
 
 
+def test_compare_sets_the_numbers_of_reports_side_by_side(verbs, tmp_path):
+    protocol = ["--clips", 4, "--context", 2, "--horizon", 3, "--situations", 4, "--device", "cpu"]
+    given = ["--world", verbs / "world", "--data", verbs / "data", *protocol]
+    succeed("evaluate", *given, "--out", tmp_path / "a", "--counterfactual")
+    succeed("evaluate", *given, "--out", tmp_path / "b", "--counterfactual", "--temperature", 0)
+    text = succeed("compare", tmp_path / "a", tmp_path / "b" / "report.json", "--out", tmp_path / "ab")
+    assert "sampling.temperature: 1.0 → 0.0" in text and text.count("dynamics") == 0  # nothing else differs
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in "ab"]
+    found = json.loads((tmp_path / "ab" / "compare.json").read_text())
+    values = {measure["name"]: measure["values"] for measure in found["measures"]}
+    gain = [report["gains"]["psnr"]["over_shuffled_actions"]["mean"] for report in reports]
+    assert values["PSNR over shuffled actions, dB"] == pytest.approx(gain)
+    for name, key in (("PSNR of imagined frames, dB", "psnr"), ("SSIM of imagined frames", "ssim")):
+        assert values[name] == pytest.approx([report["summary"][key]["imagined"] for report in reports])
+    assert values["Nats a token"] == pytest.approx([report["nats_per_token"] for report in reports])
+    assert values["Reward error"] == pytest.approx([report["rewards"]["mae"] for report in reports])
+    retrieval = [report["counterfactual"]["retrieval"]["mean"][3] for report in reports]
+    assert values["Retrieval of branches, step 4"] == pytest.approx(retrieval)
+    assert probe(tmp_path / "ab" / "compare.mp4") == (5, "h264", "yuv420p")
+    succeed("evaluate", *given, "--out", tmp_path / "b", "--horizon", 2)
+    names = sorted(tmp_path.iterdir())
+    refused = run("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "new")
+    check_error(refused, 2, [f"horizon: {tmp_path / 'a'} has 3, {tmp_path / 'b'} has 2"])
+    assert sorted(tmp_path.iterdir()) == names
+
+
+def test_a_world_says_how_it_was_trained(verbs):
+    training = WorldModel.load(verbs / "world", "cpu").meta["training"]
+    assert set(training) == {"tokenizer_training", "tokenizer_loss", "dynamics_training"}
+    assert (training["tokenizer_training"]["steps"], training["dynamics_training"]["steps"]) == (4, 2)
+
+
 def test_evaluate_looks_for_objects_and_dreams_long(verbs, tmp_path):
     protocol = ["--clips", 4, "--context", 2, "--horizon", 3, "--situations", 4, "--dreams", 2, "--device", "cpu"]
     given = ["--world", verbs / "world", "--data", verbs / "data", "--out", tmp_path]

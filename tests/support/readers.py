@@ -20,6 +20,7 @@ from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import WorldVQError
 from worldvq.evaluation.parts import Parts
+from worldvq.evaluation.report_files import CLIPS, REPORT, read_report, write_report
 from worldvq.files.reading import read_json, seal
 from worldvq.files.weights import hash_module, load_module, save_module
 from worldvq.models.config import DynamicsConfig, PriorConfig, TokenizerConfig
@@ -40,7 +41,7 @@ from worldvq.world.model import WorldModel
 NAMES = [
     *("episode", "episode_zstd", "index", "dataset", "tokens", "token_store", "tokenizer", "tokenizer_weights"),
     *("world", "world_dynamics", "weights", "config", "run_config", "run_inputs", "manifest", "checkpoint"),
-    *("optimizer", "metrics", "part", "actions_json", "actions_npy", "report"),
+    *("optimizer", "metrics", "part", "actions_json", "actions_npy", "report", "clips"),
 ]
 
 
@@ -259,4 +260,19 @@ def _lists(root: Path, space: ActionSpace) -> dict[str, Reader]:
         "actions_json": Reader(listed, lambda _: read_actions(listed, space, 2)),
         "actions_npy": Reader(array, lambda _: read_actions(array, space, 2)),
         "report": Reader(report, lambda _: read_json(report)),
+        "clips": _clips(root / "evaluation"),
     }
+
+
+def _clips(folder: Path) -> Reader:
+    """What an evaluation keeps of its clips; ``read`` has a report that says that the bytes are right."""
+    write_report(folder, {"protocol": {}}, {"ids": np.arange(6).reshape(3, 2), "nats": np.ones((3, 4))})
+    file, report = folder / CLIPS, (folder / REPORT).read_bytes()
+
+    def read(data: bytes) -> None:
+        fits = json.loads(report) | {"clips": {"sha256": hashlib.sha256(data).hexdigest()}}
+        (folder / REPORT).write_text(json.dumps(fits))
+        read_report(folder)
+        (folder / REPORT).write_bytes(report)
+
+    return Reader(file, read, (), lambda: str(read_report(folder).clips))

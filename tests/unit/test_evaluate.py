@@ -15,6 +15,7 @@ from worldvq.errors import UsageError
 from worldvq.evaluation import metrics, protocol
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.evaluation.protocol import _derangement, evaluate
+from worldvq.evaluation.report_files import read_report
 from worldvq.evaluation.summary import YARDSTICKS
 from worldvq.types import ActionSpace, Episode
 
@@ -119,6 +120,27 @@ def test_report_has_the_keys_that_programs_rely_on(result):
     assert {"worldvq", "torch", "numpy", "python"} <= set(report["versions"])
     assert report["regions"] is None or report["regions"]["imagined"]["count"] == 0  # a column is no small thing
     assert {"seeds", "rewards", "termination", "world", "data"} <= set(report)
+
+
+def test_what_is_kept_of_each_clip_gives_the_numbers_of_the_report(result):
+    data, out, report = result
+    kept, clip = read_report(out).clips, clips(data)
+    for name in YARDSTICKS:
+        pooled = -10 * np.log10(kept[f"error/{name}"].mean(0))
+        np.testing.assert_allclose(pooled, report["psnr"][name]["mean"], rtol=1e-6)
+        np.testing.assert_allclose(kept[f"ssim/{name}"].mean(0), report["ssim"][name]["mean"])
+    assert kept["nats"].shape == (10, 4) and kept["nats"].mean() == pytest.approx(report["nats_per_token"])
+    np.testing.assert_array_equal(kept["rewards_true"], clip.rewards[:, 1:-1])
+    np.testing.assert_array_equal(kept["termination_true"], clip.terminated[:, 1:-1])
+    with EpisodeStore.open(data) as store:
+        np.testing.assert_array_equal(kept["ids"], heldout_clips(store, 10, 6, 0))
+        assert [row.tobytes().hex() for row in kept["episodes"]] == [store.entry(n).sha256 for n in kept["ids"][:, 0]]
+    chosen = [int(np.flatnonzero((clip.frames.numpy() == real).all((1, 2, 3, 4)))[0]) for real in kept["shown/real"]]
+    world = ToyWorld()
+    np.testing.assert_array_equal(kept["shown/seen"][:, :2], world.render(world.tokenize(clip.frames[chosen, :2])))
+    dreamt = world.imagine_tokens(world.tokenize(clip.frames[chosen, :2]), clip.actions[chosen, :-1]).tokens
+    np.testing.assert_array_equal(kept["shown/seen"][:, 2:], world.render(dreamt))
+    np.testing.assert_array_equal(kept["shown/actions"], clip.actions[chosen])
 
 
 def test_perfect_model_reaches_the_ceiling(result):

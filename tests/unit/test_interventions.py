@@ -124,6 +124,27 @@ def test_who_knows_what_happens_comes_back_by_every_way(plane):
         assert way["not_returned"] < 10 and way["situations"] == 6
 
 
+def test_what_is_kept_of_each_situation_gives_the_numbers_of_the_report(maze, monkeypatch):
+    monkeypatch.setattr("worldvq.evaluation.memory.LONGEST_TURN", NUM_HEADINGS)
+    store, stream, situations = maze
+    world: Any = StillWorld(stream, situations, store.action_space)
+    found, _ = counterfactual(world, stream, situations, 4, 0, {}, progress=False)
+    kept = found["by_situation"]
+    np.testing.assert_allclose(kept["retrieval"].mean(0), found["retrieval"]["mean"])
+    gain = 10 * np.log10(kept["other"].mean(0) / kept["own"].mean(0))
+    np.testing.assert_allclose(gain, found["delta_psnr"]["mean"], atol=1e-9)
+    places = [[s.number, len(s.actions)] for s in situations]
+    assert [place in places for place in kept["situations"].tolist()] == [True] * found["situations"]
+    memory = there_and_back(world, stream, situations, 0, {}, progress=False)
+    kept = memory["by_situation"]
+    assert kept["situations"].tolist() == places and len(kept["error"]) == len(memory["ways"]) > 4
+    for way, error, ceiling in zip(memory["ways"], kept["error"], kept["ceiling"], strict=True):
+        there = np.isfinite(error)
+        assert there.sum() == way["situations"] and (there == np.isfinite(ceiling)).all()
+        assert -10 * np.log10(max(error[there].mean(), 1e-10)) == pytest.approx(way["psnr"]["mean"])
+        assert -10 * np.log10(max(ceiling[there].mean(), 1e-10)) == pytest.approx(way["ceiling"])
+
+
 def test_who_dreams_that_nothing_moves_obeys_by_chance_and_does_not_pass_for_one_who_remembers(plane):
     player, situations = plane
     world: Any = StillWorld(player, situations, player.action_space)

@@ -126,7 +126,10 @@ def read_report(path: Path) -> Evaluation:
             f"{folder / CLIPS} is damaged, or of another evaluation than {REPORT} beside it: {again}"
         )
     tensors = parse_tensors(folder / CLIPS, data, again)
-    return Evaluation(folder, report, {name: tensor.numpy() for name, tensor in tensors.items()})
+    try:
+        return Evaluation(folder, report, {name: tensor.numpy() for name, tensor in tensors.items()})
+    except TypeError as error:  # a type that NumPy lacks
+        raise CorruptFileError(f"{folder / CLIPS}: {error}: {again}") from None
 
 
 def finite(value: Any) -> Any:
