@@ -28,7 +28,7 @@ def act_command(
     every: Annotated[int, typer.Option(min=1, help="Steps of a plan that are taken before the next is made.")] = 4,
     candidates: Annotated[int, typer.Option(min=1, help="Plans that are dreamt for each.")] = 64,
     prior: Annotated[
-        bool, typer.Option("--prior", help="Dream plans with the prior instead of the forecast head: about half as fast.")
+        bool, typer.Option("--prior", help="Dream plans with the prior, not the forecast head: about half as fast.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the episodes and of the plans.")] = 0,
     trust: Annotated[
