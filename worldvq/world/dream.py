@@ -11,8 +11,8 @@ from torch import Tensor
 
 from worldvq.errors import UsageError, plural
 from worldvq.models.config import SamplingConfig
-from worldvq.models.dynamics import DynamicsState
-from worldvq.models.sampling import Drafts, WholeGrid, draw, draw_noise
+from worldvq.models.dynamics import DynamicsOutput, DynamicsState
+from worldvq.models.sampling import Drafts, Drawn, WholeGrid, choose, draw, draw_noise
 from worldvq.nn.noise import stream_keys
 from worldvq.nn.symlog import expected_reward
 from worldvq.types import as_tensor, frames_from_model
@@ -54,6 +54,8 @@ class Dream:
         row_seeds: (B,) int64, of each row.
         steps: (B,) int64, frames that each row has imagined since it began.
         tokens: (B, h, w) of each row's newest frame.
+        context: (B, h, w, D), what the context network said of each row's newest frame before it was drawn; zeros
+            where no frame came before it.
         passes: (B,) passes through the prior that the newest frames took; empty before the first step.
     """
 
@@ -84,7 +86,7 @@ class Dream:
         self.engine, self.sampling, self.seed = engine, sampling, seed
         self.row_seeds = _seeds(np.arange(len(tokens)) if row_seeds is None else row_seeds, len(tokens))
         self.steps = np.zeros(len(tokens), np.int64)
-        self.tokens, self.state = self._observe_context(tokens, actions)
+        self.tokens, self.context, self.state = self._observe_context(tokens, actions)
         self.passes = torch.empty(0, dtype=torch.int64)
         self._drafts = Drafts(torch.zeros(len(tokens), dtype=torch.bool, device=engine.device))
 
@@ -93,8 +95,8 @@ class Dream:
         return len(self.tokens)
 
     @torch.no_grad()
-    def _observe_context(self, tokens: Tensor, actions: ArrayLike | Tensor) -> tuple[Tensor, DynamicsState]:
-        """Take in a context (n, C, h, w) but for its last frame; returns that (n, h, w), and what is remembered."""
+    def _observe_context(self, tokens: Tensor, actions: ArrayLike | Tensor) -> tuple[Tensor, Tensor, DynamicsState]:
+        """Take in a context (n, C, h, w) but for its last frame; returns that, what was said of it, and the memory."""
         engine, (batch, context) = self.engine, tokens.shape[:2]
         actions = as_tensor(actions)
         between = tuple(actions.shape[1:2])
@@ -106,9 +108,10 @@ class Dream:
         taken = stored_actions(actions, engine.action_space, (batch, context - 1), "the context").to(engine.device)
         state, observe = engine.dynamics.start(batch), engine.steps(self.sampling.compile).observe
         tokens = tokens.to(engine.device)
+        said = engine.dynamics.position.new_zeros(*tokens[:, 0].shape, engine.dynamics.config.width)
         for index in range(context - 1):
-            observe(_packed(tokens[:, index]), _packed(taken[:, index]), state)
-        return _packed(tokens[:, -1]), state
+            said = observe(_packed(tokens[:, index]), _packed(taken[:, index]), state).context[:, 0]
+        return _packed(tokens[:, -1]), said, state
 
     @torch.no_grad()
     def step_tokens(self, actions: ArrayLike | Tensor) -> Step:
@@ -117,19 +120,53 @@ class Dream:
         Raises:
             UsageError: There is no such action.
         """
-        engine, batch = self.engine, len(self)
-        taken = stored_actions(actions, engine.action_space, (batch,), "one step").to(engine.device)
-        steps, prior = engine.steps(self.sampling.compile), engine.dynamics.prior
-        output = steps.observe(self.tokens, _packed(taken), self.state)
-        context = output.context[:, 0]  # (B, h, w, D)
+        engine, batch, prior = self.engine, len(self), self.engine.dynamics.prior
+        output = self._observe(actions)
+        logits, context = engine.steps(self.sampling.compile).logits, output.context[:, 0]  # (B, h, w, D)
         noise = draw_noise(prior, stream_keys(self.seed, self.row_seeds, self.steps), self.sampling)  # (B, h w, K)
-        cache = WholeGrid(steps.logits, context) if steps.logits is not None else prior.start(batch, context)
+        cache = WholeGrid(logits, context) if logits is not None else prior.start(batch, context)
         forecast = engine.dynamics.forecast(context)  # (B, h, w, K)
         drawn = draw(cache, forecast, self.tokens, noise, self.sampling, self._drafts, engine.pace(batch))
-        self.tokens, self.passes = drawn.tokens, drawn.passes
+        return self._advance(drawn, output)
+
+    @torch.no_grad()
+    def forecast(self, actions: ArrayLike | Tensor) -> Step:
+        """Go on like :meth:`step_tokens`, but draw each token of the next frames alone, from the parallel head.
+
+        For whoever wants numbers rather than pictures: rewards and endings are as good for the same tokens, but tokens
+        that were not drawn in sight of each other fit together less well. Counts as no pass through the prior.
+
+        Raises:
+            UsageError: There is no such action.
+        """
+        output = self._observe(actions)
+        noise = draw_noise(
+            self.engine.dynamics.prior, stream_keys(self.seed, self.row_seeds, self.steps), self.sampling
+        )
+        logits = self.engine.dynamics.forecast(output.context[:, 0]).flatten(1, 2)  # (B, h w, K)
+        tokens = choose(logits, noise, self.sampling).view_as(self.tokens)
+        return self._advance(Drawn(tokens, torch.zeros(len(self), dtype=torch.int64)), output)
+
+    def _observe(self, actions: ArrayLike | Tensor) -> DynamicsOutput:
+        """Take in the newest frames and the actions (B, ...) out of them."""
+        taken = stored_actions(actions, self.engine.action_space, (len(self),), "one step").to(self.engine.device)
+        return self.engine.steps(self.sampling.compile).observe(self.tokens, _packed(taken), self.state)
+
+    def _advance(self, drawn: Drawn, output: DynamicsOutput) -> Step:
+        """Make what was drawn the newest frames."""
+        self.tokens, self.passes, self.context = drawn.tokens, drawn.passes, output.context[:, 0]
         self.steps += 1
         rewards, ends = expected_reward(output.rewards[:, 0]), output.termination[:, 0].float().sigmoid()
         return Step(drawn.tokens.cpu(), rewards.cpu(), ends.cpu(), drawn.passes)
+
+    @torch.no_grad()
+    def entropy(self) -> Tensor:
+        """Return how unsure the prior was of each token of the newest frames, given those before it: (B, h, w) in nats.
+
+        At temperature 1 and without truncation, whatever they were drawn with; one pass through the prior.
+        """
+        logits = self.engine.dynamics.prior(self.tokens, self.context).float().log_softmax(-1)  # (B, h, w, K)
+        return -(logits.exp() * logits).sum(-1).cpu()
 
     def step(self, actions: ArrayLike | Tensor) -> Tensor:
         """Take actions (B, ...), or one action for all rows; returns the next frames (B, H, W, 3) uint8."""
@@ -167,10 +204,11 @@ class Dream:
         tokens = self.engine.tokenize(as_tensor(frames))
         if len(tokens) != len(chosen):
             raise UsageError(f"{len(chosen)} rows begin again, but there are contexts for {len(tokens)}")
-        newest, state = self._observe_context(tokens, actions)
+        newest, said, state = self._observe_context(tokens, actions)
         on_device = torch.from_numpy(chosen).to(self.engine.device)
         self.state.put(on_device, state)
         self.tokens = self.tokens.index_copy(0, on_device, newest)  # not in place: steps that were returned keep theirs
+        self.context = self.context.index_copy(0, on_device, said.to(self.context.dtype))
         self._drafts.previous_wins[on_device] = False
         self.row_seeds[chosen], self.steps[chosen] = seeds, 0
 
@@ -200,6 +238,7 @@ class Dream:
         on_device = torch.from_numpy(chosen).to(self.engine.device)
         self.steps = other.steps[chosen]
         self.tokens, self.state = other.tokens[on_device], other.state.select(on_device)
+        self.context = other.context[on_device]
         self.passes = other.passes[torch.from_numpy(chosen)] if len(other.passes) else other.passes
         self._drafts = Drafts(other._drafts.previous_wins[on_device])
 

@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from worldvq.errors import UsageError
+from worldvq_envs import vector
 from worldvq_envs.maze.render import Renderer, draw_map
 from worldvq_envs.maze.rules import ACTION_NAMES, Rules
 
@@ -248,12 +249,9 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
         render_size: tuple[int, int] | None = None,
     ) -> None:
         self.num_envs = _check_int("num_envs", num_envs, 1, None)
-        modes = {mode.value: mode for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP)}
-        value = getattr(autoreset_mode, "value", autoreset_mode)
-        if value not in modes:
-            raise UsageError(f"autoreset_mode {value!r}: choose one of {', '.join(modes)}")
+        mode = vector.autoreset_mode(autoreset_mode)
         self._maze = _Maze(self.num_envs, size, num_cells, num_objects, max_steps, top_down, render_mode, render_size)
-        self.metadata = {**MazeEnv.metadata, "autoreset_mode": modes[value]}  # type: ignore[arg-type]
+        self.metadata = {**MazeEnv.metadata, "autoreset_mode": mode}
         self.render_mode = render_mode
         self.single_observation_space = self._maze.observation_space
         self.single_action_space = self._maze.action_space
@@ -261,7 +259,7 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.action_names = ACTION_NAMES
         self._begun = False
-        self._same_step = modes[value] is AutoresetMode.SAME_STEP  # type: ignore[arg-type]
+        self._same_step = mode is AutoresetMode.SAME_STEP
         self._generators = [seeding.np_random(None)[0] for _ in range(self.num_envs)]
 
     def reset(
@@ -272,13 +270,7 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
         Raises:
             UsageError: There are not as many seeds as environments.
         """
-        if seed is None or isinstance(seed, int | np.integer):
-            seeds = [None if seed is None else int(seed) + env for env in range(self.num_envs)]
-        else:
-            seeds = list(seed)
-        if len(seeds) != self.num_envs:
-            raise UsageError(f"{len(seeds)} seeds for {self.num_envs} environments: give one each, or a single number")
-        for env, one in enumerate(seeds):
+        for env, one in enumerate(vector.seeds_of(seed, self.num_envs)):
             if one is not None:
                 self._generators[env] = seeding.np_random(one)[0]
             self._maze.rules.reset(env, self._generators[env])
@@ -304,13 +296,11 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
         maze.reset_needed[:] = ended & (not self._same_step)
         frames, info = self._observe(), self._info()
         if self._same_step and ended.any():
-            final, final_info = np.full(self.num_envs, None, object), info
+            final = vector.final_info(frames, maze.info(), ended)
             for env in np.flatnonzero(ended):
-                final[env] = frames[env].copy()
                 maze.rules.reset(int(env), self._generators[env])
             frames[ended] = maze.renderer.render(maze.rules.scene[ended])
-            info = {**self._info(), "final_obs": final, "_final_obs": ended}
-            info |= {"final_info": _only(final_info, ended), "_final_info": ended}
+            info = {**self._info(), **final}
         return frames, rewards, terminated, truncated, info
 
     def render(self) -> tuple[np.ndarray, ...] | None:
@@ -337,13 +327,4 @@ class MazeVectorEnv(gymnasium.vector.VectorEnv):
         return self._maze.renderer.render(self._maze.rules.scene)
 
     def _info(self) -> dict[str, np.ndarray]:
-        info = self._maze.info()
-        return {**info, **{f"_{name}": np.ones(self.num_envs, bool) for name in info}}
-
-
-def _only(info: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, np.ndarray]:
-    """Return ``info`` with zeros, and False in the masks, where an environment is not chosen, as Gymnasium has it."""
-    return {
-        name: np.where(chosen.reshape(-1, *[1] * (value.ndim - 1)), value, np.zeros((), value.dtype))
-        for name, value in info.items()
-    }
+        return vector.with_masks(self._maze.info(), np.ones(self.num_envs, bool))
