@@ -44,12 +44,11 @@ from worldvq.data.episodes import EpisodeStore
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.losses import dynamics_loss, tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.nn.devices import resolve_device
+from worldvq.nn.devices import resolve_device, resolve_precision
 from worldvq.recording.config import RecordConfig
 from worldvq.stages.experiment import ExperimentConfig, load_config
 from worldvq.stages.record import record
 from worldvq.training.optimizers import make_optimizer
-from worldvq.training.processes import resolve_precision
 from worldvq.types import ActionSpace, Clip, TokenClip
 from worldvq.world.model import WorldModel
 

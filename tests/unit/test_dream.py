@@ -263,19 +263,24 @@ def test_a_world_samples_as_its_own_config_says():
     assert torch.equal(lifted, plain.imagine(frames, actions, seed=1))
 
 
-def test_what_an_evaluation_finds_does_not_depend_on_its_batches(tmp_path):
+def store_of_noise(path):
     space = SPACES["discrete"]
     meta = DatasetMeta(
         env=EnvConfig(), action_space=space.to_json(), frame_size=(HEIGHT, WIDTH), policy="random", heldout_every=2
     )
-    with EpisodeStore.create(tmp_path / "data", meta) as store:
+    with EpisodeStore.create(path, meta) as store:
         for number in range(4):
             frames, actions = make_frames(1, 9)[0].numpy(), make_actions("discrete", 1, 8)[0].numpy()
             store.commit(number, Episode(frames, actions, np.zeros(8, np.float32), terminated=False, truncated=True))
+    return path
+
+
+def test_what_an_evaluation_finds_does_not_depend_on_its_batches(tmp_path):
+    data = store_of_noise(tmp_path / "data")
     reports = [
         evaluate(
             make_world(),
-            tmp_path / "data",
+            data,
             tmp_path / str(size),
             EvaluateConfig(clips=5, context=2, horizon=3, batch_size=size),
             progress=False,
@@ -285,3 +290,25 @@ def test_what_an_evaluation_finds_does_not_depend_on_its_batches(tmp_path):
     for report in reports[1:]:
         for name in ("imagined", "shuffled_actions"):
             np.testing.assert_allclose(report["psnr"][name]["mean"], reports[0]["psnr"][name]["mean"], rtol=1e-3)
+
+
+def test_a_dream_multiplies_in_bf16_where_it_is_told_to(world):
+    frames, actions = make_frames(4, 3), make_actions("discrete", 4, 3)
+    whole, half = (world.start(frames, actions[:, :2], precision=precision) for precision in ("no", "bf16"))
+    assert torch.equal(whole.tokens, half.tokens)  # frames are tokenized as always
+    for dream in (whole, half):
+        dream.forecast(actions[:, 2])
+    assert not torch.equal(whole.context, half.context)
+    torch.testing.assert_close(whole.context, half.context, rtol=0.05, atol=0.1)
+    half.tokens = whole.tokens
+    assert (whole.render().int() - half.render().int()).abs().max() <= 12
+    torch.testing.assert_close(whole.entropy(), half.entropy(), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(("able", "expected"), [(True, "bf16"), (False, "no")])
+def test_an_evaluation_says_which_precision_it_ran_in(tmp_path, monkeypatch, able, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able}, raising=False)
+    config = EvaluateConfig(clips=2, context=2, horizon=1, sampling={"precision": "auto"})  # type: ignore[arg-type]
+    report = evaluate(make_world(), store_of_noise(tmp_path / "data"), tmp_path / "out", config, progress=False)
+    assert report["protocol"]["sampling"]["precision"] == expected
+    assert f"&#x27;precision&#x27;: &#x27;{expected}&#x27;" in (tmp_path / "out" / "index.html").read_text()

@@ -13,13 +13,14 @@ from support.tokenizers import make_tokenizer
 from worldvq.errors import CorruptFileError, RunError, UsageError
 from worldvq.files.weights import hash_module, load_module, read_tensors, save_module
 from worldvq.models.losses import tokenizer_loss
+from worldvq.nn.devices import resolve_precision
 from worldvq.nn.memory import memory_errors
 from worldvq.training.checkpoints import Checkpoints
 from worldvq.training.config import OptimizerConfig, TrainConfig
 from worldvq.training.fit import fit
 from worldvq.training.loop import Loop, learning_rate
 from worldvq.training.optimizers import make_optimizer
-from worldvq.training.processes import make_accelerator, resolve_precision
+from worldvq.training.processes import make_accelerator
 
 
 def config(**changes):

@@ -41,6 +41,7 @@ from worldvq.evaluation.summary import summarize
 from worldvq.files.atomic import disk_errors
 from worldvq.files.differences import differences, require_same
 from worldvq.files.lock import Lock
+from worldvq.nn.devices import resolve_precision
 from worldvq.nn.memory import memory_errors
 
 if TYPE_CHECKING:
@@ -160,6 +161,8 @@ def evaluate(
 def _plan(world: WorldModel, store: EpisodeStore, config: EvaluateConfig) -> _Plan:
     """Choose the clips, and say what falls short."""
     check_fits(world, store)
+    precision = resolve_precision(config.sampling.precision, world.device)  # the report says which it was
+    config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"precision": precision})})
     ids = heldout_clips(store, config.clips, config.context + config.horizon, config.seed)
     if len(ids) < 2:
         raise UsageError(f"{store.path} has {len(ids)} held-out window for evaluate.clips, two are needed: record more")

@@ -107,5 +107,8 @@ class SamplingConfig(Config):
     """Draw among the most probable tokens that have this probability together; ``null`` draws among all."""
     method: Literal["auto", "predictive", "sequential"] = "auto"
     """All tokens at once until they agree, or one after the other: the same tokens; ``auto`` takes the faster."""
+    precision: Literal["no", "bf16", "auto"] = "no"
+    """Multiply in bf16; ``auto`` where the hardware does. Faster for many dreams at once, slower for one on a CPU; rows
+    then depend a little on those beside them, as ties are wider."""
     compile: bool = False
     """Compile the steps of a dream (torch.compile; on a GPU mostly CUDA graphs): a minute or so at first."""

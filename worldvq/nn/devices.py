@@ -37,3 +37,13 @@ def local_device(device: str) -> str:
     if device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     return device
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return ``bf16`` for ``auto`` where the device multiplies in bf16, ``no`` where it would only imitate it."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    able = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # torch 2.10 has it not yet
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"

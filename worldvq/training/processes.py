@@ -19,17 +19,7 @@ from accelerate.utils import parse_flag_from_env, patch_environment
 from worldvq.errors import RunError, UsageError
 from worldvq.files.atomic import disk_errors
 from worldvq.files.lock import Lock
-from worldvq.nn.devices import local_device, resolve_device
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """Return ``bf16`` for ``auto`` where the device multiplies in bf16, ``no`` where it would only imitate it."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    able = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # torch 2.10 has it not yet
-    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
+from worldvq.nn.devices import local_device, resolve_device, resolve_precision
 
 
 def make_accelerator(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from worldvq.errors import UsageError, plural
 from worldvq.models.config import SamplingConfig
 from worldvq.models.dynamics import DynamicsOutput, DynamicsState
 from worldvq.models.sampling import Drafts, Drawn, WholeGrid, choose, draw, draw_noise
+from worldvq.nn.devices import resolve_precision
 from worldvq.nn.noise import stream_keys
 from worldvq.nn.symlog import expected_reward
 from worldvq.types import as_tensor, frames_from_model
@@ -34,6 +38,23 @@ class Step(NamedTuple):
     rewards: Tensor
     termination: Tensor
     passes: Tensor
+
+
+R = TypeVar("R")
+P = ParamSpec("P")
+
+
+def _in_its_precision(method: Callable[Concatenate[Dream, P], R]) -> Callable[Concatenate[Dream, P], R]:
+    """Run a method of a dream without gradients, multiplying in bf16 where its sampling says so."""
+
+    @functools.wraps(method)
+    def run(dream: Dream, *arguments: P.args, **named: P.kwargs) -> R:
+        half = dream.sampling.precision == "bf16"
+        casts = torch.autocast(dream.engine.device.type, torch.bfloat16) if half else contextlib.nullcontext()
+        with torch.no_grad(), casts:
+            return method(dream, *arguments, **named)
+
+    return run
 
 
 def _packed(x: Tensor) -> Tensor:
@@ -83,6 +104,8 @@ class Dream:
         """
         if sampling.compile and sampling.method == "auto":  # passes are of one shape: fewer are faster
             sampling = sampling.model_copy(update={"method": "predictive"})
+        precision = resolve_precision(sampling.precision, engine.device)
+        sampling = sampling.model_copy(update={"precision": precision})
         self.engine, self.sampling, self.seed = engine, sampling, seed
         self.row_seeds = _seeds(np.arange(len(tokens)) if row_seeds is None else row_seeds, len(tokens))
         self.steps = np.zeros(len(tokens), np.int64)
@@ -94,7 +117,7 @@ class Dream:
         """Number of rows B."""
         return len(self.tokens)
 
-    @torch.no_grad()
+    @_in_its_precision
     def _observe_context(self, tokens: Tensor, actions: ArrayLike | Tensor) -> tuple[Tensor, Tensor, DynamicsState]:
         """Take in a context (n, C, h, w) but for its last frame; returns that, what was said of it, and the memory."""
         engine, (batch, context) = self.engine, tokens.shape[:2]
@@ -113,7 +136,7 @@ class Dream:
             said = observe(_packed(tokens[:, index]), _packed(taken[:, index]), state).context[:, 0]
         return _packed(tokens[:, -1]), said, state
 
-    @torch.no_grad()
+    @_in_its_precision
     def step_tokens(self, actions: ArrayLike | Tensor) -> Step:
         """Take actions (B, ...), or one action for all rows; draw the tokens of the next frames.
 
@@ -129,7 +152,7 @@ class Dream:
         drawn = draw(cache, forecast, self.tokens, noise, self.sampling, self._drafts, engine.pace(batch))
         return self._advance(drawn, output)
 
-    @torch.no_grad()
+    @_in_its_precision
     def forecast(self, actions: ArrayLike | Tensor) -> Step:
         """Go on like :meth:`step_tokens`, but draw each token of the next frames alone, from the parallel head.
 
@@ -159,7 +182,7 @@ class Dream:
         rewards, ends = expected_reward(output.rewards[:, 0]), output.termination[:, 0].float().sigmoid()
         return Step(drawn.tokens.cpu(), rewards.cpu(), ends.cpu(), drawn.passes)
 
-    @torch.no_grad()
+    @_in_its_precision
     def entropy(self) -> Tensor:
         """Return how unsure the prior was of each token of the newest frames, given those before it: (B, h, w) in nats.
 
@@ -173,7 +196,7 @@ class Dream:
         self.step_tokens(actions)
         return self.render()
 
-    @torch.no_grad()
+    @_in_its_precision
     def render(self) -> Tensor:
         """Return the newest frames (B, H, W, 3) uint8."""
         return frames_from_model(self.engine.steps(self.sampling.compile).decode(self.tokens)).cpu()
