@@ -66,6 +66,8 @@ def truncate(logits: Tensor, sampling: SamplingConfig) -> Tensor:
 
 def choose(logits: Tensor, noise: Tensor | None, sampling: SamplingConfig) -> Tensor:
     """Return the tokens (...) that logits and noise (..., K) decide on (Gumbel-max); of equal scores, the first."""
+    if noise is not None and sampling.top_k is None and sampling.top_p is None:
+        return torch.add(noise, logits, alpha=1 / sampling.temperature).argmax(-1)
     scores = truncate(logits, sampling)
     return (scores if noise is None else scores + noise).argmax(-1)
 

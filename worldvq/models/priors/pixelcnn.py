@@ -8,6 +8,7 @@ in which every weight is used.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -73,7 +74,8 @@ class GatedLayer(nn.Module):
             The layer's output and its skip connection, (B, n, m, C) each.
         """
         columns = given.shape[2]
-        inputs = torch.cat([left[:, :, j : j + columns] for j in range(self.taps)], dim=-1)  # (B, n, m, taps * C)
+        parts = [left[:, :, j : j + columns] for j in range(self.taps)]
+        inputs = torch.cat(parts, dim=-1) if self.taps == 2 else left  # (B, n, m, taps * C)
         residual, skip = self.out(gate(self.horizontal(inputs) + given)).chunk(2, dim=-1)
         return (residual + left[:, :, 1:] if self.taps == 2 else residual), skip
 
@@ -97,7 +99,7 @@ class PixelCNN(Prior):
         """Return logits (B, h, w, K); see :meth:`Prior.forward`."""
         conditioning = self._conditioning(context)  # s in eq. 4
         vertical = horizontal = self.embed(tokens)  # (B, h, w, C)
-        skips = vertical.new_zeros(())
+        skips: list[Tensor] = []
         for layer in self.layers:
             # A row or a column of zeros in front; the first layer drops the last one, which is nobody's past.
             above = F.pad(vertical, (0, 0, 0, 0, 1, layer.taps - 2))  # (B, h + taps - 1, w, C)
@@ -105,9 +107,10 @@ class PixelCNN(Prior):
             for_vertical, for_horizontal = layer.condition(conditioning).chunk(2, dim=-1)
             features = layer.look_up(above) + for_vertical
             horizontal, skip = layer.look_left(left, layer.link(features) + for_horizontal)
-            vertical = gate(features)
-            skips = skips + skip
-        return self.head(skips)
+            skips.append(skip)
+            if len(skips) < len(self.layers):
+                vertical = gate(features)
+        return self.head(reduce(torch.add, skips))
 
     def start(self, batch: int, context: Tensor | None = None) -> GridCache:
         """Return an empty cache of both stacks; see :meth:`Prior.start`."""
@@ -125,6 +128,8 @@ class _PixelCNNCache:
         self.above = [conditioning.new_zeros(batch, 1 + height, width, channels) for _ in prior.layers]
         self.left = [conditioning.new_zeros(batch, height, 1 + width, channels) for _ in prior.layers]
         self.given = [conditioning.new_zeros(batch, height, width, 2 * channels) for _ in prior.layers]
+        places = torch.arange(height * width, device=self.device)
+        self.places = places + places // width + 1  # of the tokens in ``left``, whose rows are one longer
 
     def logits(self, tokens: Tensor, first: int, last: int) -> Tensor:
         width = self.prior.grid[1]
@@ -132,24 +137,39 @@ class _PixelCNNCache:
         top, bottom = first // width, (last - 1) // width + 1
         # Of a row, the vertical stack needs the rows above alone: where the row has been begun, they are settled.
         self._look_up(-(-first // width), bottom)
+        if last - first == 1:
+            return self.prior.head(self._look_left_once(top, first % width))[:, None]
         start, stop = (first % width, (last - 1) % width + 1) if bottom - top == 1 else (0, width)
-        skips = self.left[0].new_zeros(())
+        skips: list[Tensor] = []  # (B, rows, columns, C) each
         for i, layer in enumerate(self.prior.layers):
             left = self.left[i][:, top:bottom, start : stop + layer.taps - 1]
             output, skip = layer.look_left(left, self.given[i][:, top:bottom, start:stop])
-            skips = skips + skip  # (B, rows, columns, C)
+            skips.append(skip)
             if i + 1 < len(self.left):
                 self.left[i + 1][:, top:bottom, start + 1 : stop + 1] = output
         offset = first - top * width - start
-        return self.prior.head(skips.flatten(1, 2)[:, offset : offset + last - first])
+        return self.prior.head(reduce(torch.add, skips).flatten(1, 2)[:, offset : offset + last - first])
 
     def _embed(self, tokens: Tensor, begin: int, end: int) -> None:
         """Take in the tokens from ``begin`` to ``end - 1``, the only ones that may be new."""
-        places = torch.arange(begin, end, device=self.device)
-        rows, columns = places // self.prior.grid[1], places % self.prior.grid[1]
-        embedded = self.prior.embed(tokens[:, begin:end])  # (B, end - begin, C)
-        self.above[0][:, rows + 1, columns] = embedded
-        self.left[0][:, rows, columns + 1] = embedded
+        if begin == end:
+            return
+        embedded, width = self.prior.embed(tokens[:, begin:end]), self.prior.grid[1]  # (B, end - begin, C)
+        self.above[0].flatten(1, 2)[:, width + begin : width + end] = embedded
+        self.left[0].flatten(1, 2).index_copy_(1, self.places[begin:end], embedded)
+
+    def _look_left_once(self, row: int, column: int) -> Tensor:
+        """Run the horizontal stack at one place, in as few operations as it takes: (B, C), the sum of the skips."""
+        skips: list[Tensor] = []
+        for i, layer in enumerate(self.prior.layers):
+            here = self.left[i][:, row, column : column + layer.taps]  # (B, taps, C)
+            features = torch.addmm(self.given[i][:, row, column], here.flatten(1), layer.horizontal.weight.T)
+            output, skip = layer.out(gate(features)).chunk(2, dim=-1)  # (B, C) each
+            skips.append(skip)
+            if i + 1 < len(self.left):
+                output = output + here[:, 1] if layer.taps == 2 else output
+                self.left[i + 1][:, row, column + 1] = output
+        return reduce(torch.add, skips)
 
     def _look_up(self, top: int, bottom: int) -> None:
         """Compute the vertical stack of the rows from ``top`` to ``bottom - 1``, if any."""
