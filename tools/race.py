@@ -8,8 +8,9 @@ import time
 import torch
 from torch import nn
 
+from worldvq.training.batches import Batches
 from worldvq.training.config import TrainConfig
-from worldvq.training.loop import Batches, Loop, LossFunction
+from worldvq.training.loop import Loop, LossFunction
 from worldvq.training.optimizers import make_optimizer
 from worldvq.training.processes import make_accelerator
 

@@ -12,9 +12,10 @@ from torch import nn
 from worldvq.errors import UsageError, plural
 from worldvq.nn.memory import keep_freed_memory, memory_errors
 from worldvq.nn.quantizer import Quantizer
+from worldvq.training.batches import Batches, ReadAhead
 from worldvq.training.checkpoints import Checkpoint, Checkpoints, fill_optimizer
 from worldvq.training.config import TrainConfig
-from worldvq.training.loop import Batches, Loop, LossFunction, Picture
+from worldvq.training.loop import Loop, LossFunction, Picture
 from worldvq.training.optimizers import make_optimizer
 from worldvq.training.processes import highest, lock_run, make_accelerator, on_main
 from worldvq.training.signals import StopWhenSaved
@@ -86,6 +87,8 @@ def fit(
         if newest:
             fill_optimizer(prepared.optimizer, newest.optimizer)
         del newest
+        if accelerator.device.type != "cpu":  # which has no time to spare for a thread
+            batches = ReadAhead(batches)
         loop = Loop(accelerator, wrapped, plain, prepared, loss_function, batches, config, heldout)
         with memory_errors(_less_memory(config)):
             _announce(loop, step, summary)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from worldvq.errors import RunError, StoppedError
 from worldvq.nn.quantizer import Quantizer, VectorQuantizer, as_one_pass
+from worldvq.training.batches import Batches, ReadAhead, Request
 from worldvq.training.checkpoints import Checkpoints, gather_checkpoint
 from worldvq.training.config import OptimizerConfig, TrainConfig
 from worldvq.training.processes import highest, on_main
@@ -26,18 +27,6 @@ Picture = Callable[[nn.Module, int], np.ndarray]
 IDS_SHOWN = 8
 HELDOUT_BATCHES = 2
 """What a run is measured on every time it logs: always the same ones."""
-
-
-class Batches(Protocol):
-    """Where batches come from: a pure function of the step."""
-
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> Any:
-        """Return this rank's share of the global batch of a step."""
-        ...
-
-    def ids(self, step: int) -> np.ndarray:
-        """Return episode number and first frame of every clip of the global batch of a step, (batch_size, 2)."""
-        ...
 
 
 def learning_rate(step: int, done: float, config: OptimizerConfig) -> float:
@@ -84,7 +73,8 @@ class Loop:
         window_begun = time.monotonic()
         try:
             while step < config.steps:
-                row, signum = self.update(step, stop.signum)
+                with self._reading(step + 1):
+                    row, signum = self.update(step, stop.signum)
                 window.append(row)
                 step += 1
                 ends = step == config.steps or signum > 0
@@ -159,12 +149,21 @@ class Loop:
         self.optimizer.zero_grad()
         return means, signum
 
-    def _clips(self, batches: Batches, step: int) -> Iterator[Any]:
+    def _requests(self, step: int) -> Iterator[Request]:
         """One slice of the global batch for each process and pass, so that the global batch stays the same."""
         accelerator, passes = self.accelerator, self.config.accumulate
         for part in range(passes):
             rank = part * accelerator.num_processes + accelerator.process_index
-            yield batches.batch(step, rank, accelerator.num_processes * passes)
+            yield step, rank, accelerator.num_processes * passes
+
+    def _clips(self, batches: Batches, step: int) -> Iterator[Any]:
+        return (batches.batch(*request) for request in self._requests(step))
+
+    def _reading(self, step: int) -> contextlib.AbstractContextManager[None]:
+        """Read the batch of a step beside the block, if it is one of the run and batches are read ahead."""
+        if isinstance(self.batches, ReadAhead) and step < self.config.steps:
+            return self.batches.reading(self._requests(step))
+        return contextlib.nullcontext()
 
     def _initialize(self, clips: Iterable[Any]) -> Iterable[Any]:
         """Start codes that have not started, all at once from a whole global batch; returns its clips again."""
