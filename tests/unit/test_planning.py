@@ -258,7 +258,7 @@ def test_a_controller_begins_each_dream_from_what_was_really_seen(kind):
 
 def test_a_controller_takes_the_plan_that_the_dream_says_is_best():
     world, frame = make_world("discrete"), make_frames(1, 1)[0, 0].numpy()
-    dream = world.start(frame[None, None], np.zeros((1, 0), np.int64))
+    dream = world.start(frame[None, None], np.zeros((1, 0), np.int64), precision="auto")
     every = all_plans(world.action_space, 4)
     best = every[reward_score(dream)(every).argmax()]
     controller = Controller(world, horizon=4, every=4, candidates=600)

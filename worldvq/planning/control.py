@@ -23,7 +23,8 @@ class Controller:
             controller.see(action, environment(action))
 
     Every ``every`` steps a dream begins from the last frames that were really seen, as many as the world attends to; a
-    planner searches it for the plan that is worth most, what is left of the plan before among the candidates.
+    planner searches it for the plan that is worth most, what is left of the plan before among the candidates. Dreams
+    multiply in bf16 where the hardware does.
 
     Attributes:
         plan: The plan that is followed now; None before the first one.
@@ -87,7 +88,7 @@ class Controller:
     def _make_plan(self) -> None:
         space = self.world.action_space
         between = np.array(self._actions, space.dtype).reshape(1, len(self._frames) - 1, *space.shape)
-        self._dream = self.world.start(np.stack(self._frames)[None], between, seed=self._seed)
+        self._dream = self.world.start(np.stack(self._frames)[None], between, seed=self._seed, precision="auto")
         if self.goal is None:
             score = reward_score(self._dream, self.rollout)
         else:

@@ -61,7 +61,7 @@ class CostModel:
         returns, codes = [], []
         for row in range(len(pixels)):
             between = torch.zeros(0, *space.shape) if past is None else past[row, 0]
-            dream = self.world.start(pixels[row, :1], between[None])
+            dream = self.world.start(pixels[row, :1], between[None], precision="no")
             if torch.is_grad_enabled() and soft.requires_grad:
                 worth, last = _differentiable(dream, soft[row])
             else:

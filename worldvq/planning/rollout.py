@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +11,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from worldvq.errors import UsageError, plural
-from worldvq.nn.symlog import expected_reward
 from worldvq.planning.planners import Score
 from worldvq.types import as_tensor
 from worldvq.world.actions import stored_actions
-from worldvq.world.dream import Dream
+from worldvq.world.dream import Dream, Step
 from worldvq.world.engine import Engine
 
 BATCH = 128
@@ -40,39 +39,31 @@ Rollout = Callable[[Dream, ArrayLike | Tensor], Outcome]
 """:func:`dream_plans` or :func:`forecast_plans`."""
 
 
-@torch.no_grad()
 def dream_plans(dream: Dream, plans: ArrayLike | Tensor) -> Outcome:
     """Dream plans (P, H, ...) with the prior, all with the same noise: what differs is what the actions did.
 
     Raises:
         UsageError: The dream has more than one row, or an action is none.
     """
-    taken = _checked(dream, plans)
-    fork = dream.fork(np.zeros(len(taken), np.int64))
-    steps = [fork.step_tokens(taken[:, step]) for step in range(taken.shape[1])]
-    columns = zip(*((step.tokens, step.rewards, step.termination) for step in steps), strict=True)
-    return Outcome(*(torch.stack(column, 1) for column in columns))
+    return _roll(dream, plans, Dream.step_tokens)
 
 
-@torch.no_grad()
 def forecast_plans(dream: Dream, plans: ArrayLike | Tensor) -> Outcome:
     """Dream plans (P, H, ...) with the parallel forecast head: one pass a frame, each token the most probable one.
 
     Raises:
         UsageError: The dream has more than one row, or an action is none.
     """
-    dynamics, device = dream.engine.dynamics, dream.engine.device
-    taken = _checked(dream, plans).to(device)
-    rows = torch.zeros(len(taken), dtype=torch.int64, device=device)
-    tokens, state = dream.tokens[rows], dream.state.select(rows)
-    frames, rewards, ends = [], [], []
-    for step in range(taken.shape[1]):
-        output = dynamics.observe(tokens, taken[:, step], state)
-        tokens = dynamics.forecast(output.context[:, 0]).argmax(-1)
-        frames.append(tokens)
-        rewards.append(expected_reward(output.rewards[:, 0]))
-        ends.append(output.termination[:, 0].float().sigmoid())
-    return Outcome(*(torch.stack(column, 1).cpu() for column in (frames, rewards, ends)))
+    return _roll(dream, plans, Dream.forecast, temperature=0.0)
+
+
+def _roll(dream: Dream, plans: ArrayLike | Tensor, step: Callable[[Dream, Tensor], Step], **sampling: Any) -> Outcome:
+    taken = _checked(dream, plans)
+    fork = dream.fork(np.zeros(len(taken), np.int64))
+    fork.sampling = fork.sampling.model_copy(update=sampling)
+    steps = [step(fork, taken[:, index]) for index in range(taken.shape[1])]
+    columns = zip(*((one.tokens, one.rewards, one.termination) for one in steps), strict=True)
+    return Outcome(*(torch.stack(column, 1) for column in columns))
 
 
 def survived_return(rewards: Tensor, termination: Tensor) -> Tensor:
