@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -249,6 +249,33 @@ class Dream:
         copy.row_seeds = self.row_seeds[chosen] if row_seeds is None else _seeds(row_seeds, len(chosen))
         copy._take(self, chosen)
         return copy
+
+    @staticmethod
+    def join(dreams: Sequence[Dream]) -> Dream:
+        """Return a dream of copies of all rows of some dreams, one after the other; those stay as they are.
+
+        Rows dream on as they would have in their own: what is stepped at the same time is stepped as one batch.
+
+        Raises:
+            UsageError: They are of different worlds, or of different seeds or sampling.
+        """
+        first, joined = dreams[0], object.__new__(Dream)
+        for other in dreams:
+            if other.engine is not first.engine or (other.seed, other.sampling) != (first.seed, first.sampling):
+                raise UsageError("dreams that are joined are of one world, one seed and one way of sampling")
+        joined.engine, joined.sampling, joined.seed = first.engine, first.sampling, first.seed
+        joined.row_seeds = np.concatenate([dream.row_seeds for dream in dreams])
+        joined.steps = np.concatenate([dream.steps for dream in dreams])
+        joined.tokens = torch.cat([dream.tokens for dream in dreams])
+        joined.context = torch.cat([dream.context for dream in dreams])
+        wins = torch.cat([dream._drafts.previous_wins for dream in dreams])
+        joined._drafts, joined.passes = Drafts(wins), torch.empty(0, dtype=torch.int64)
+        joined.state = first.engine.dynamics.start(len(joined))
+        joined.state.clock.copy_(first.state.clock)
+        rows = torch.arange(len(joined), device=first.engine.device).split([len(dream) for dream in dreams])
+        for own, dream in zip(rows, dreams, strict=True):
+            joined.state.put(own, dream.state)
+        return joined
 
     def keep(self, rows: ArrayLike) -> None:
         """Drop all rows but these, (n,) indices in their new order, or (B,) bool."""
