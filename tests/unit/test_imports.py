@@ -23,8 +23,10 @@ MAY_IMPORT = {
     "worldvq.training": (*LOW, "worldvq.nn", "worldvq.training"),
     "worldvq.planning": (*WORLD, "worldvq.planning"),
     "worldvq.evaluation": (*WORLD, *DATA, "worldvq.planning", "worldvq.evaluation"),
+    "worldvq.play": (*WORLD, *DATA, "worldvq.play"),
     "worldvq.stages": (
         *(*WORLD, *DATA, "worldvq.recording", "worldvq.training", "worldvq.planning", "worldvq.evaluation"),
+        "worldvq.play",
         "worldvq.stages",
     ),
     "worldvq_envs": ("worldvq.types", "worldvq.errors", "worldvq.config", "worldvq_envs"),
@@ -33,7 +35,7 @@ MAY_IMPORT = {
 }
 """What each room may import of this project. Only ``worldvq.cli`` may import everything."""
 ROOMS = {"cli", "config", "data", "evaluation", "files", "media", "models", "nn", "recording", "stages", "training"}
-ROOMS |= {"planning", "world"}
+ROOMS |= {"planning", "play", "world"}
 
 
 def modules():

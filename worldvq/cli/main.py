@@ -11,20 +11,20 @@ from typing import Annotated
 import typer
 
 from worldvq import __version__
-from worldvq.cli import act, config, data, dream, record, train
+from worldvq.cli import act, config, data, dream, play, record, train
 from worldvq.errors import DEBUG, StoppedError, WorldVQError
 from worldvq.training.signals import StopAtOnce
 
 HELP = """Train a video world model of a 3D environment, then dream in it.
 
-The road: record -> train tokenizer -> tokenize -> train dynamics -> imagine / evaluate.
+The road: record -> train tokenizer -> tokenize -> train dynamics -> imagine / evaluate / play.
 `worldvq demo` walks it all in about ten minutes on two CPU cores.
 
 `worldvq config list`, `show` and `explain` say what can be set.
 """
 INTERRUPTED = 130
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-for verbs in (record, train, dream, act, data, config):
+for verbs in (record, train, dream, act, play, data, config):
     app.add_typer(verbs.app)
 
 

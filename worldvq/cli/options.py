@@ -43,6 +43,10 @@ ScaleOption = Annotated[
     ),
 ]
 
+PortOption = Annotated[
+    int, typer.Option(min=0, max=65535, help="Where the page is served; 0 takes a free port and says which.")
+]
+
 
 def runs(config: str) -> Path:
     """Folder of an experiment, unless said otherwise."""

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from worldvq.cli.options import Overrides, given, parse_size
+from worldvq.cli.options import Overrides, PortOption, given, parse_size
+from worldvq.cli.play import require_play
 from worldvq.errors import UsageError, plural
 
 app = typer.Typer()
@@ -32,7 +33,8 @@ def record_command(
         str | None,
         typer.Option(
             help="retrace (random, each action kept a while, as long as frames change, half of it undone; the "
-            "default), held (nothing undone), random, module:function, ./file.py:function or an SB3 zip."
+            "default), held (nothing undone), random, human (you, in a page), module:function, ./file.py:function or "
+            "an SB3 zip."
         ),
     ] = None,
     size: Annotated[
@@ -54,6 +56,7 @@ def record_command(
             "--workers processes. OUT must be on a file system that all machines share.",
         ),
     ] = None,
+    port: PortOption = 7860,
     trust: Annotated[
         bool, typer.Option("--trust", help="Run the environment and the policy that the dataset in OUT names.")
     ] = False,
@@ -72,6 +75,7 @@ def record_command(
     part, source = (Shard.parse(shard), "--shard") if shard else (Shard(), "") if ray else Shard.from_environment()
     check_unlocked(out, shared=not part.is_whole)  # before the seconds that the imports below take
     from worldvq.config.code import search_last
+    from worldvq.recording.policies import HUMAN
     from worldvq.stages.experiment import override as apply
     from worldvq.stages.record import record, record_on_ray
 
@@ -87,6 +91,13 @@ def record_command(
     full = apply(base, changes, overrides)
     if not part.is_whole:
         print(f"shard {part} of {out} (from {source})", flush=True)
+    if full.record.policy == HUMAN:
+        if ray or not part.is_whole:
+            raise UsageError("--policy human plays on this machine alone: leave --ray and --shard out")
+        require_play()
+        from worldvq.stages.play import record_by_hand
+
+        return record_by_hand(full.env, full.record, out, port)
     args = full.env, full.record, out
     store = record_on_ray(*args, ray) if ray else record(*args, shard=part)
     print(f"{out}: {plural(len(store), 'episode')}, {plural(store.num_frames, 'frame')}")

@@ -18,7 +18,8 @@ class RecordConfig(Config):
     """Processes that play side by side; how many changes nothing in what is recorded."""
     policy: str = "retrace"
     """``retrace`` (random actions, each kept for a while, as long as frames change, and about half of them undone),
-    ``held`` (nothing is undone), ``random``, ``module:function``, ``./file.py:function`` or a path to a SB3 zip."""
+    ``held`` (nothing is undone), ``random``, ``human`` (you, in a page), ``module:function``, ``./file.py:function`` or
+    a path to a SB3 zip."""
     hold: PositiveInt = 8
     """Longest number of steps for which ``retrace`` and ``held`` keep an action; one that changes nothing they drop at
     once."""

@@ -50,6 +50,8 @@ class Stream(Protocol):
 
 
 EXPLORERS = ("random", "held", "retrace")
+HUMAN = "human"
+"""Somebody plays in a page, which this package knows nothing of (:mod:`worldvq.play`)."""
 Policy = Callable[[np.ndarray], Any]
 """From a frame to the stored action to take."""
 
@@ -62,6 +64,8 @@ def check_policy(name: str) -> None:
     """
     if name in EXPLORERS:
         return
+    if name == HUMAN:
+        raise UsageError(f"the policy {HUMAN} plays in a page: worldvq record ENV --policy {HUMAN} --out DIR")
     if name.endswith(".zip"):
         if not Path(name).is_file():
             raise UsageError(f"no such file: {name}")
@@ -73,8 +77,8 @@ def check_policy(name: str) -> None:
         import_named(name)
     else:
         raise UsageError(
-            f"unknown policy '{name}': {', '.join(EXPLORERS)}, module:function, ./file.py:function or an SB3 agent's "
-            ".zip"
+            f"unknown policy '{name}': {', '.join(EXPLORERS)}, {HUMAN}, module:function, ./file.py:function or an SB3 "
+            "agent's .zip"
         )
 
 

@@ -89,7 +89,7 @@ def record(
         if config.policy == "retrace":
             _know_undo(pool, config, out, say_lines)
             say_lines()
-        meta = _describe(env, config, action_space, pool.undo)
+        meta = describe_dataset(env, config, action_space, pool.undo)
         store = EpisodeStore.create(out, meta, shard)
         try:
             try:
@@ -125,7 +125,10 @@ def _undo_in(out: Path) -> Undo | None:
     return EpisodeStore.read_meta(out).undo if (out / EpisodeStore.meta_file).is_file() else None
 
 
-def _describe(env: EnvConfig, config: RecordConfig, action_space: ActionSpace, undo: Undo | None) -> DatasetMeta:
+def describe_dataset(
+    env: EnvConfig, config: RecordConfig, action_space: ActionSpace, undo: Undo | None = None
+) -> DatasetMeta:
+    """Return what a dataset says it was recorded from."""
     kinds = {"held": f"held {config.hold} while frames change", "retrace": f"retrace {config.hold}"}
     names = ("worldvq", "gymnasium", "numpy", *(("vizdoom",) if "izdoom" in env.id else ()))
     return DatasetMeta(

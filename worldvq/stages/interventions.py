@@ -144,7 +144,7 @@ def open_environment(env: EnvConfig, data: Path, trust: bool) -> Any:
     """
     if env.id.startswith("videos:"):
         raise CannotForkError(f"'{env.id}' are videos, which nobody can play")
-    _check_trust(env, data, trust)
+    check_trust(env, data, trust)
     search_last(Path.cwd())
     try:
         return import_named(STREAM)(env)
@@ -191,7 +191,7 @@ def _with_futures(store: EpisodeStore, found: list[Situation]) -> tuple[list[Sit
     return [situation for situation, _ in pairs], [actions for _, actions in pairs]
 
 
-def _check_trust(env: EnvConfig, data: Path, trust: bool) -> None:
+def check_trust(env: EnvConfig, data: Path, trust: bool) -> None:
     """Refuse to run what a dataset names beyond an id of an installed package, unless the user trusts it."""
     names_code = ":" in env.id or env.wrappers or (env.kwargs and not env.id.startswith("worldvq/"))
     if names_code and not trust:

@@ -23,16 +23,16 @@ def record(
     shard: Shard = Shard(),  # noqa: B008 (frozen)
 ) -> EpisodeStore:
     """Record a Gymnasium environment; see :func:`worldvq.recording.record.record`."""
-    store = recorder.record(env, _as_before(config, out), out, stream=STREAM, progress=progress, shard=shard)
+    store = recorder.record(env, as_before(config, out), out, stream=STREAM, progress=progress, shard=shard)
     return _checked(store) if shard.is_whole else store
 
 
 def record_on_ray(env: EnvConfig, config: RecordConfig, out: Path, actors: int) -> EpisodeStore:
     """Record a Gymnasium environment on a Ray cluster; see :func:`worldvq.recording.ray.record_on_ray`."""
-    return _checked(ray.record_on_ray(env, _as_before(config, out), out, actors, stream=STREAM))
+    return _checked(ray.record_on_ray(env, as_before(config, out), out, actors, stream=STREAM))
 
 
-def _as_before(config: RecordConfig, out: Path) -> RecordConfig:
+def as_before(config: RecordConfig, out: Path) -> RecordConfig:
     """Return the config that goes on as the dataset which it continues, where it does not say otherwise itself.
 
     That is what is held out and, of a dataset from when ``held`` was the default, who plays.
