@@ -19,14 +19,13 @@ from worldvq.errors import UsageError
 from worldvq.media.videos import write_video
 from worldvq.play.real import Outcome, Real
 from worldvq.play.rows import Rows, Stepped
-from worldvq.play.starts import Start
+from worldvq.play.starts import Openings
 from worldvq.types import ActionSpace
 from worldvq.world.actions import stored_actions
 from worldvq.world.dream import Dream
-from worldvq.world.model import WorldModel
 
-UNDO_BYTES = 128 * 2**20
-"""What one player's past dreams may take: 80 steps of the doom world, 5 seconds at 15 frames/s."""
+UNDO_BYTES = 256 * 2**20
+"""What one player's past dreams may take: 64 steps where the doom config's network remembers 16 frames and recalls."""
 MOST_MOMENTS = 1800
 """Frames that are remembered for a clip."""
 CLIP_HEIGHT = 256
@@ -86,21 +85,18 @@ class Game:
         overlay: Whether moments say how unsure each token was.
     """
 
-    def __init__(
-        self, rows: Rows, space: ActionSpace, world: WorldModel | None, starts: list[Start], real: Real | None
-    ):
+    def __init__(self, rows: Rows, space: ActionSpace, openings: Openings | None, real: Real | None):
         """Begin nothing yet.
 
         Args:
             rows: What computes.
             space: What an action is.
-            world: None plays the real environment alone.
-            starts: Where dreams begin.
+            openings: Where dreams begin; None plays the real environment alone.
             real: None dreams alone.
         """
-        self._rows, self._space, self._world, self._starts, self._real = rows, space, world, starts, real
+        self._rows, self._space, self._openings, self._real = rows, space, openings, real
         self._start, self._begun = 0, -1
-        self._sampling: dict[str, Any] = {"compile": False}  # players come and go: batches of any size
+        self._temperature: float | None = None
         self._past: deque[Moment] = deque(maxlen=MOST_MOMENTS)
         self._branches: list[list[Moment]] = []
         self.overlay = False
@@ -122,31 +118,28 @@ class Game:
             UsageError: There is no such start.
         """
         start = self._start if start is None else start
-        if self._world is not None and not start < len(self._starts):
-            raise UsageError(f"there is no start {start}, only 0 to {len(self._starts) - 1}")
+        openings = self._openings
+        if openings is not None and not start < len(openings.starts):
+            raise UsageError(f"there is no start {start}, only 0 to {len(openings.starts) - 1}")
         self._start, self._begun, self._branches = start, self._begun + 1, []
-        if self._world is None:
+        if openings is None:
             assert self._real is not None
             moment = Moment(0, None, None, await self._rows.call(self._real.begin_next))
         else:
-            moment = await self._rows.call(self._begin_dream, self._world, self._starts[start], self._begun)
+            moment = Moment(0, *await self._rows.call(openings.begin, start, self._begun), None)
             if self._real is not None:
-                chosen = self._starts[start]
+                chosen = openings.starts[start]
                 moment = replace(moment, real=await self._rows.call(self._real.begin, chosen.seed, chosen.path))
         self._past.clear()
         self._past.append(moment)
 
-    def _begin_dream(self, world: WorldModel, start: Start, luck: int) -> Moment:
-        dream = world.start(start.frames[None], start.actions[None], row_seeds=[luck], **self._sampling)
-        return Moment(0, dream, dream.render()[0].numpy(), None)
-
     def set_temperature(self, value: float) -> None:
         """Draw tokens at this temperature from now on."""
-        self._sampling["temperature"] = value
+        self._temperature = value
 
     def _dream(self) -> Dream | None:
         """Return the row that is shown, at the temperature that is set."""
-        dream, set_to = self.now.dream, self._sampling.get("temperature")
+        dream, set_to = self.now.dream, self._temperature
         if dream is not None and set_to not in (None, dream.sampling.temperature):
             dream = dream.fork([0])
             dream.sampling = dream.sampling.model_copy(update={"temperature": set_to})
@@ -179,7 +172,7 @@ class Game:
         self._branches = []
         for _ in range(min(steps, self.undoable)):
             self._past.pop()
-        if self._real is not None and self._world is not None:
+        if self._real is not None and self._openings is not None:
             self._past[-1] = replace(self.now, real=await self._rows.call(self._real.rewind, self.now.steps))
 
     async def what_if(self, actions: list[Any], steps: int) -> AsyncIterator[list[Moment]]:

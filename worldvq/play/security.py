@@ -33,7 +33,11 @@ HEADERS = {
 MOST_CONNECTIONS = 128
 REQUEST_SECONDS = 10.0
 """How long a connection may last that is no player's: the page is small."""
+MOST_REQUEST_BYTES = 2**15
+"""What it may send meanwhile, over all its requests."""
 MOST_MESSAGE_BYTES = 2**14
+MOST_WAITING = 16
+"""Messages that a player may send ahead: a page has one step on its way, and what was clicked meanwhile."""
 BYTES_PER_SECOND = 2**15
 """What a player may send, on the mean: a page sends a tenth of that."""
 
@@ -65,7 +69,12 @@ class Budget:
         now = time.monotonic()
         self._left = min(self._most, self._left + (now - self._then) * self._rate) - amount
         self._then = now
-        return self._left >= 0
+        return not self.is_spent
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether more was taken than there was."""
+        return self._left < 0
 
 
 class Gate:
@@ -141,8 +150,17 @@ class Connection(H11Protocol):
         """Begin the time that it has."""
         super().connection_made(transport)
         self._end = self.loop.call_later(REQUEST_SECONDS, transport.abort)
+        self._left = MOST_REQUEST_BYTES
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in a request; none of ours has a body."""
+        self._left -= len(data)
+        if self._left < 0:
+            self.transport.abort()
+        else:
+            super().data_received(data)
 
     def handle_websocket_upgrade(self, event: Any) -> None:
         """Let a player stay."""
@@ -167,7 +185,7 @@ class PlayerConnection(WebSocketsSansIOProtocol):
         """Take in bytes, pings and halves of messages among them, or end the connection."""
         if self._budget.spend(len(data)):
             super().data_received(data)
-        else:
+        if self._budget.is_spent or self.queue.qsize() > MOST_WAITING:
             self.transport.abort()
 
     def pause_writing(self) -> None:

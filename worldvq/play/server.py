@@ -27,9 +27,8 @@ from worldvq.play.messages import MOST_BRANCHES, pack
 from worldvq.play.real import Real, Stream, Takes
 from worldvq.play.rows import Rows
 from worldvq.play.security import Budget, Gate, Limits
-from worldvq.play.starts import Start
+from worldvq.play.starts import Openings
 from worldvq.types import ActionSpace
-from worldvq.world.model import WorldModel
 
 FILES = {
     "/": ("index.html", "text/html"),
@@ -51,8 +50,7 @@ class Table:
         title: Name of the environment.
         space: What an action is.
         frame_size: Height and width.
-        world: None plays the real environment alone.
-        starts: Where dreams begin.
+        openings: Where dreams begin; None plays the real environment alone.
         plans: Labels and actions among which a "what if" chooses.
         open_real: Builds the real environment; None dreams alone.
         takes: Where real episodes are kept; None keeps none.
@@ -62,8 +60,7 @@ class Table:
     title: str
     space: ActionSpace
     frame_size: tuple[int, int]
-    world: WorldModel | None = None
-    starts: list[Start] = field(default_factory=list)
+    openings: Openings | None = None
     plans: tuple[Sequence[str], np.ndarray] = ((), np.empty(0))
     open_real: Callable[[], Stream] | None = None
     takes: Takes | None = None
@@ -76,32 +73,34 @@ class Table:
 
     def sit_down(self) -> Game:
         """Return a new player's game."""
-        real = self.open_real and Real(self.open_real, self.takes, recording=self.world is None)
-        return Game(self.rows, self.space, self.world, self.starts, real or None)
+        real = self.open_real and Real(self.open_real, self.takes, recording=self.openings is None)
+        return Game(self.rows, self.space, self.openings, real or None)
 
     def hello(self) -> bytes:
         """Return the first message: what can be done here, and thumbnails."""
-        world, (labels, actions) = self.world, self.plans
+        openings, (labels, actions) = self.openings, self.plans
+        starts = openings.starts if openings else []
         space = self.space.to_json() | {"idle": idle_action(self.space), "sliders": sliders(self.space)}
         about = {
             "kind": "hello",
             "title": self.title,
             "frame": self.frame_size,
             "space": space,
-            "starts": len(self.starts),
-            "dream": world is not None,
+            "starts": len(starts),
+            "dream": openings is not None,
             "real": self.open_real is not None,
-            "record": self.takes is not None and world is not None,
+            "record": self.takes is not None and openings is not None,
             "branches": MOST_BRANCHES,
             "plans": [
                 {"label": label, "action": action.tolist()} for label, action in zip(labels, actions, strict=True)
             ],
         }
-        if world is not None:
+        if openings is not None:
+            world = openings.world
             sampling = world.sampling_with({})
             about |= {"grid": world.tokenizer.grid, "codes": world.tokenizer.num_codes}
             about |= {"temperature": sampling["temperature"]}
-        return pack(about, *(start.frames[-1] for start in self.starts))
+        return pack(about, *(start.frames[-1] for start in starts))
 
 
 def make_app(table: Table, hosts: frozenset[str], token: str | None) -> Gate:

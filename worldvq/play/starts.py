@@ -8,6 +8,8 @@ import numpy as np
 
 from worldvq.data.clips import heldout_clips, spread_by_change
 from worldvq.data.episodes import EpisodeStore
+from worldvq.world.dream import Dream
+from worldvq.world.model import WorldModel
 
 NUM_STARTS = 12
 """Thumbnails."""
@@ -54,3 +56,25 @@ def find_starts(store: EpisodeStore, context: int | None, longest: int) -> list[
         path = np.array(store.mapped(number).actions[: first + context - 1])
         starts.append(Start(frames, path[first:], store.entry(number).seed, path))
     return starts
+
+
+class Openings:
+    """Dreams that have seen a context and nothing else, kept: to begin is then to copy a row.
+
+    Attributes:
+        world: What dreams.
+        starts: The contexts.
+    """
+
+    def __init__(self, world: WorldModel, starts: list[Start]):
+        self.world, self.starts = world, starts
+        self._seen: dict[int, tuple[Dream, np.ndarray]] = {}
+
+    def begin(self, start: int, luck: int) -> tuple[Dream, np.ndarray]:
+        """Return a dream of one row that has seen a start, with a seed of its own, and the frame (H, W, 3) it is at."""
+        if start not in self._seen:
+            frames, actions = self.starts[start].frames, self.starts[start].actions
+            dream = self.world.start(frames[None], actions[None], compile=False)  # players come and go: any batch
+            self._seen[start] = dream, dream.render()[0].numpy()
+        dream, frame = self._seen[start]
+        return dream.fork([0], row_seeds=[luck]), frame

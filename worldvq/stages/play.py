@@ -17,7 +17,7 @@ from worldvq.evaluation.branches import plans_of
 from worldvq.evaluation.protocol import check_fits
 from worldvq.play.real import Real, Stream, Takes
 from worldvq.play.server import Table, listen, serve
-from worldvq.play.starts import Start, find_starts
+from worldvq.play.starts import Openings, Start, find_starts
 from worldvq.recording.config import RecordConfig
 from worldvq.recording.policies import HUMAN
 from worldvq.recording.record import describe_dataset, episode_seed
@@ -66,7 +66,7 @@ def play(
     with EpisodeStore.open(data) as store:
         check_fits(world, store)
         env, starts = store.meta.env, find_starts(store, context, world.dynamics.config.context_frames)
-    table = Table(env.id, world.action_space, world.frame_size, world, starts, plans_of(world.action_space))
+    table = Table(env.id, world.action_space, world.frame_size, Openings(world, starts), plans_of(world.action_space))
     if real:
         table.open_real = _environment(env, data, trust)
         _prove(table.open_real, starts[0], env)

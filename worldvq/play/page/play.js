@@ -224,7 +224,7 @@ function heldAction() { // null: nothing is held
 function press() { // something new is held
   pressedAt = performance.now();
   tapped = heldAction();
-  if (mode === "ready" && hello.space.kind !== "box") setMode("running");
+  if (mode === "ready") setMode("running");
   tick(true);
 }
 
