@@ -250,17 +250,16 @@ def hosts_of(host: str, port: int) -> frozenset[str]:
     return frozenset(f"{name}:{port}" for name in names) | frozenset(names if port == 80 else ())
 
 
-def serve(table: Table, listening: socket.socket, token: str | None, host: str) -> None:
-    """Serve until Ctrl-C, or until all is recorded that was asked for."""
-    app = make_app(table, hosts_of(host, listening.getsockname()[1]), token)
+def make_server(table: Table, hosts: frozenset[str], token: str | None) -> uvicorn.Server:
+    """Return a server of the page; see :class:`worldvq.play.security.Gate`."""
     config = uvicorn.Config(
-        app,
+        make_app(table, hosts, token),
         http=security.Connection,
         ws=security.PlayerConnection,
         loop="asyncio",
         lifespan="off",
         log_config=None,
-        log_level="error",
+        log_level="critical",  # what fails in a game is printed below; the rest is what hostile clients provoke
         access_log=False,
         proxy_headers=False,
         server_header=False,
@@ -268,20 +267,28 @@ def serve(table: Table, listening: socket.socket, token: str | None, host: str) 
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=3,
     )
-    server, before = uvicorn.Server(config), sys.getswitchinterval()
+    return uvicorn.Server(config)
+
+
+async def run(server: uvicorn.Server, table: Table, listening: socket.socket) -> None:
+    """Serve until the server is told to stop, or all is recorded that was asked for."""
 
     async def until_enough() -> None:
         await table.enough.wait()
         server.should_exit = True
 
-    async def run() -> None:
-        watching = asyncio.create_task(until_enough())
-        await server.serve(sockets=[listening])
-        watching.cancel()
+    watching = asyncio.create_task(until_enough())
+    await server.serve(sockets=[listening])
+    watching.cancel()
 
+
+def serve(table: Table, listening: socket.socket, token: str | None, host: str) -> None:
+    """Serve until Ctrl-C, or until all is recorded that was asked for."""
+    server = make_server(table, hosts_of(host, listening.getsockname()[1]), token)
+    before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        asyncio.run(run())
+        asyncio.run(run(server, table, listening))
     except KeyboardInterrupt:
         print("stopped")
     finally:
