@@ -31,6 +31,12 @@ def frame(payload: bytes, opcode: int = 1, claimed: int | None = None) -> bytes:
     return head + b"\0\0\0\0" + payload
 
 
+async def open_websocket(reader, writer, host) -> None:
+    """Become a player; what is sent before the answer would be lost."""
+    writer.write(upgrade(host))
+    await reader.readuntil(b"\r\n\r\n")
+
+
 async def random_bytes(reader, writer, host) -> None:
     writer.write(os.urandom(random.randint(1, 100_000)))
 
@@ -74,14 +80,15 @@ async def other_paths(reader, writer, host) -> None:
 
 
 async def huge_frame(reader, writer, host) -> None:
-    writer.write(upgrade(host) + frame(b"x" * 2**16, claimed=2**40))
+    await open_websocket(reader, writer, host)
+    writer.write(frame(b"x" * 2**16, claimed=2**40))
     while True:
         writer.write(b"x" * 2**16)
         await writer.drain()
 
 
 async def message_flood(reader, writer, host) -> None:
-    writer.write(upgrade(host))
+    await open_websocket(reader, writer, host)
     while True:
         writer.write(frame(b'{"kind":"act","action":0}') * 50)
         await writer.drain()
@@ -90,7 +97,7 @@ async def message_flood(reader, writer, host) -> None:
 
 async def ping_flood(reader, writer, host) -> None:
     """And never read an answer."""
-    writer.write(upgrade(host))
+    await open_websocket(reader, writer, host)
     while True:
         writer.write(frame(b"p" * 125, opcode=9) * 50)
         await writer.drain()
@@ -98,14 +105,15 @@ async def ping_flood(reader, writer, host) -> None:
 
 
 async def nonsense(reader, writer, host) -> None:
-    writer.write(upgrade(host))
+    await open_websocket(reader, writer, host)
     for payload in (b"{}", b"[" * 10_000, b'{"kind":"begin","start":1e99}', b"\xff\xfe", os.urandom(100)):
         writer.write(frame(payload, opcode=random.choice([1, 2])))
 
 
 async def hang_up(reader, writer, host) -> None:
     """In the middle of a frame."""
-    writer.write(upgrade(host) + frame(b'{"kind":"act","action":0}') + frame(b'{"kind":', claimed=100)[:9])
+    await open_websocket(reader, writer, host)
+    writer.write(frame(b'{"kind":"act","action":0}') + frame(b'{"kind":', claimed=100)[:9])
     await reader.read(100)
 
 
@@ -145,7 +153,7 @@ async def attack(address: str, count: int, at_once: int) -> collections.Counter[
                     how = "hung up" if kind is hang_up else "closed by the server"
                 except TimeoutError:
                     how = "still open in the end"
-                except OSError:
+                except (OSError, EOFError):
                     how = "cut by the server"
                 finally:
                     writer.transport.abort()

@@ -17,6 +17,8 @@ from worldvq.errors import UsageError
 
 MOST_BRANCHES = 6
 """Actions that one "what if" compares."""
+MOST_REASON = 120
+"""Bytes that say why a connection is closed, of the 123 that a websocket has for it."""
 MOST_NUMBERS = 256
 """Numbers of one action."""
 
@@ -113,7 +115,8 @@ def parse(text: str) -> Message:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"no message of this page: {where + ': ' if where else ''}{first['msg']}"[:120]) from None
+        problem = f"no message of this page: {where + ': ' if where else ''}{first['msg']}"
+        raise UsageError(problem.encode("ascii", "replace")[:MOST_REASON].decode()) from None
 
 
 def pack(header: dict[str, Any], *parts: np.ndarray | bytes) -> bytes:
