@@ -118,7 +118,7 @@ def test_a_page_of_another_origin_is_refused(port, origin):
         Page(port, origin=origin or None)
     if origin:
         assert get(port, Origin=origin)[0] == 403
-    with pytest.raises(InvalidStatus, match="40[03]"):
+    with pytest.raises(InvalidStatus, match=r"40[03]"):
         Page(port, additional_headers={"Origin": "http://evil.example"})  # besides the right one
 
 
@@ -168,11 +168,12 @@ def test_too_many_messages_end_the_connection():
 
 def test_messages_sent_far_ahead_cut_the_connection(port):
     def steps(ahead):
+        count = 0
         with Page(port) as page, contextlib.suppress(ConnectionClosed):
             page.socket.socket.sendall(frame(b'{"kind":"act","action":0}') * ahead)
-            for count in range(ahead):
+            while count < ahead:
                 page.receive("frame")
-            return ahead
+                count += 1
         return count
 
     assert steps(3) == 3

@@ -194,7 +194,7 @@ function assignKeys() {
   named.forEach((button, i) => give(button, wishes[i].slice(1), 2));
   named.forEach((button) => { if (!button.keys.length) give(button, SPARE, 1); });
   for (const button of buttons) {
-    for (const code of button.keys) element("kbd", button.element, glyph(code));
+    if (button.keys.length) element("kbd", button.element, glyph(button.keys[0])); // the second is for who tries it
   }
 }
 
