@@ -89,6 +89,7 @@ function onHello(header, bytes) {
   for (const part of document.querySelectorAll(".of-record")) part.hidden = !hello.record;
   $("dream-view").hidden = !hello.dream;
   $("real-view").hidden = !hello.real;
+  $("views").style.setProperty("--aspect", hello.frame[1] / hello.frame[0]);
   if (hello.dream) {
     $("temperature").value = hello.temperature;
     $("temperature-value").textContent = Number(hello.temperature).toFixed(2);
@@ -239,7 +240,10 @@ function tick(fresh) {
   clearTimeout(timer);
   if (waiting || busy || !hello) return;
   if (over && !hello.dream) { // the real episode is over: the next key begins another
-    if (fresh) ask({ kind: "restart" });
+    if (fresh) {
+      ask({ kind: "restart" });
+      setMode("running");
+    }
     return;
   }
   let action = tapped;
