@@ -130,9 +130,9 @@ async def _play(table: Table, websocket: WebSocket) -> None:
     table.players += 1
     game = table.sit_down()
     try:
-        await websocket.send_bytes(table.hello())
+        await _send(websocket, table.hello())
         await game.begin()
-        await websocket.send_bytes(frame_message(game, table, "begin"))
+        await _send(websocket, frame_message(game, table, "begin"))
         await _listen(table, websocket, game)
     except (WebSocketDisconnect, OSError):
         return
@@ -174,7 +174,7 @@ async def _listen(table: Table, websocket: WebSocket, game: Game) -> None:
         try:
             await _answer(table, websocket, game, message)
         except UsageError as error:
-            await websocket.send_bytes(pack({"kind": "notice", "text": str(error)}))
+            await _send(websocket, pack({"kind": "notice", "text": str(error)}))
         if table.takes is not None and table.takes.enough:
             table.enough.set()
     await websocket.close(1000, "all that was asked for is recorded")
@@ -202,15 +202,27 @@ async def _answer(table: Table, websocket: WebSocket, game: Game, message: messa
         case messages.Take():
             await game.take(message.branch)
         case messages.Clip():
-            await websocket.send_bytes(pack({"kind": "clip"}, await game.clip(message.fps)))
+            await _send(websocket, pack({"kind": "clip"}, await game.clip(message.fps)))
             return
         case messages.WhatIf():
             async for moments in game.what_if(message.actions, message.steps):
                 about = {"kind": "branches", "step": moments[0].steps - game.now.steps, "of": message.steps}
                 about |= {"totals": [m.total - game.now.total for m in moments], "ends": [m.end for m in moments]}
-                await websocket.send_bytes(pack(about, *(m.frame for m in moments if m.frame is not None)))
+                await _send(websocket, pack(about, *(m.frame for m in moments if m.frame is not None)))
             return
-    await websocket.send_bytes(frame_message(game, table, message.kind))
+    await _send(websocket, frame_message(game, table, message.kind))
+
+
+async def _send(websocket: WebSocket, message: bytes) -> None:
+    """Send a message.
+
+    Raises:
+        WebSocketDisconnect: The connection is closed, be it below the application, which the server tells otherwise.
+    """
+    try:
+        await websocket.send_bytes(message)
+    except RuntimeError:
+        raise WebSocketDisconnect(1006) from None
 
 
 def frame_message(game: Game, table: Table, cause: str) -> bytes:

@@ -321,8 +321,8 @@ function numbers(header, now) {
 }
 
 function short(number) {
-  const shown = Number(number.toPrecision(3));
-  return Math.abs(shown) < 0.005 ? "0" : String(shown);
+  const digits = Math.abs(number) < 1 ? 2 : Math.abs(number) < 100 ? 1 : 0;
+  return String(Number(number.toFixed(digits)) || 0).replace("-", "−");
 }
 
 function curtain(id, text) {
