@@ -180,15 +180,38 @@ def test_messages_sent_far_ahead_cut_the_connection(port):
     assert steps(200) < 20
 
 
+CUT = (ConnectionResetError, BrokenPipeError)
+PING = frame(b"p" * 125, opcode=9)
+
+
 def test_bytes_are_counted_whatever_they_are(port):
-    """Pings are answered below the application; who reads no answers is read from no more."""
-    ping = frame(b"p" * 125, opcode=9)
+    """Pings are answered below the application."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(upgrade(f"127.0.0.1:{port}"))
         connection.recv(100)
-        with pytest.raises(OSError):
+        with pytest.raises(CUT):
             for _ in range(1000):
-                connection.sendall(ping * 100)
+                connection.sendall(PING * 100)
+
+
+def test_who_reads_no_answers_is_read_from_no_more(monkeypatch):
+    monkeypatch.setattr(security, "BYTES_PER_SECOND", 2**40)
+    with serving(make_table()) as port, socket.create_connection(("127.0.0.1", port), timeout=3) as connection:
+        connection.sendall(upgrade(f"127.0.0.1:{port}"))
+        connection.recv(100)
+        with pytest.raises(TimeoutError):
+            for _ in range(4000):
+                connection.sendall(PING * 100)
+
+
+def test_a_request_is_bounded_in_bytes(port):
+    head = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 100000000\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(head)
+        with pytest.raises(CUT):
+            for _ in range(100):
+                connection.sendall(b"x" * 2**14)
+                time.sleep(0.001)
 
 
 def test_who_does_nothing_for_long_has_to_go():
@@ -210,17 +233,11 @@ def test_there_is_room_for_so_many_and_then_for_others():
             assert page.ask(kind="act", action=0)[0]["step"] == 1
 
 
-def test_who_asks_for_nothing_is_cut_and_so_is_who_asks_for_ever(monkeypatch):
+def test_who_asks_for_nothing_is_cut(monkeypatch):
     monkeypatch.setattr(security, "REQUEST_SECONDS", 0.5)
     with serving(make_table()) as port, Page(port) as page:
         for begun in (b"", b"GET / HTTP/1.1\r\nHost: 127", b"GET / HTTP/1.1\r\nA: " + b"b" * 1000):
             assert talk(port, begun) == b""
-        body = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 100000000\r\n\r\n".encode()
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-            connection.sendall(body)
-            with pytest.raises(OSError):
-                for _ in range(10_000):
-                    connection.sendall(b"x" * 2**14)
         assert page.ask(kind="act", action=0)[0]["step"] == 1  # a player stays
 
 
