@@ -1,4 +1,4 @@
-"""What more training brings: ``python tools/ladder.py runs/demo runs/maze_hour --out docs/ladder_maze.png``.
+"""What more training brings: ``python tools/ladder.py runs/demo runs/maze_hour --out runs/ladder.png``.
 
 Each folder is one rung, as ``worldvq demo --out`` leaves it, whose report was made with the same settings:
 ``worldvq evaluate --counterfactual --memory --objects --long --world F/world --data DATA --out F/report``. Give all
