@@ -361,7 +361,7 @@ function forkHere() {
     const button = element("button", $("branches"));
     element("canvas", button);
     element("span", button, plan.label.toLowerCase().replaceAll("_", " "));
-    element("small", button, "…");
+    element("small", button, "…\n ");
     button.disabled = true;
     button.title = "Go on in this branch";
     button.onclick = () => ask({ kind: "take", branch });
@@ -373,7 +373,7 @@ function onBranches(header, bytes) {
   [...$("branches").children].forEach((button, branch) => {
     offset = paint(button.querySelector("canvas"), bytes, offset);
     button.querySelector("small").textContent =
-      `Σ ${short(header.totals[branch])} · end ${Math.round(100 * header.ends[branch])} %`;
+      `Σ ${short(header.totals[branch])}\nend ${Math.round(100 * header.ends[branch])} %`;
     if (header.step === header.of) button.disabled = false;
   });
   if (header.step === header.of) busy = false;
@@ -447,6 +447,9 @@ addEventListener("keydown", (event) => {
 addEventListener("keyup", (event) => {
   const index = buttons.findIndex((button) => button.keys.includes(event.code));
   if (index >= 0) { event.preventDefault(); release(index); }
+});
+addEventListener("pointerup", (event) => { // who moves a slider with a mouse has not given up the arrow keys
+  if (event.target.type === "range") event.target.blur();
 });
 addEventListener("blur", () => { for (const index of held.slice()) release(index); });
 document.addEventListener("visibilitychange", () => {
