@@ -45,6 +45,7 @@ from worldvq.models.dynamics import Dynamics
 from worldvq.models.losses import dynamics_loss, tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.devices import resolve_device, resolve_precision
+from worldvq.nn.memory import keep_freed_memory
 from worldvq.recording.config import RecordConfig
 from worldvq.stages.experiment import ExperimentConfig, load_config
 from worldvq.stages.record import record
@@ -187,6 +188,7 @@ def training_step(
     bench: Bench, model: nn.Module, loss_function: Callable[..., Any], clip: Any, config: Any, units: int
 ) -> tuple[Callable[[], float], float]:
     """Return a training step as ``fit`` takes it, and its model FLOPs a unit."""
+    keep_freed_memory()
     optimizer = make_optimizer(model, config.optimizer)
     clip, dtype = clip.to(bench.device), PRECISIONS[bench.precision]
 

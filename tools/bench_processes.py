@@ -3,7 +3,9 @@
 The same run (a config's model, batch size, precision and optimizer; random frames or tokens) goes through
 :func:`worldvq.training.fit.fit` on one process and on several, in turns, so that whatever else the machine does meets
 both. Rates are those that ``metrics.jsonl`` logs, without the first window; the ratio is that of the medians over
-rounds, and next to it stand the ratios of the rounds. Prints a table and one line of JSON.
+rounds, and next to it stand the ratios of the rounds. ``by CPU time`` is the ratio of the CPU seconds that a process
+takes for a step (of several processes, the one that takes most): what the ratio would be if no process ever waited, for
+another one or for the rest of the machine. Prints a table and one line of JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +45,10 @@ class Random:
         else:
             tokens = torch.randint(config.tokenizer.quantizer.num_codes, (*shape, *config.tokenizer.grid))
             self.whole = TokenClip(tokens, *rest)
+        self.began: list[float] = []  # CPU seconds of this process when a step began
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Any:
+        self.began.append(time.process_time())
         share = len(self.whole.actions) // world
         mine = slice(rank * share, (rank + 1) * share)
         items = self.whole.frames if hasattr(self.whole, "frames") else self.whole.tokens
@@ -76,11 +81,14 @@ def train(kind: str, name: str, steps: int, out: Path) -> None:
         codes = config.tokenizer.quantizer.num_codes
         model = Dynamics(config.dynamics, config.tokenizer.grid, codes, ActionSpace("discrete", (5,)))
         loss = dynamics_loss
-    fit(model, loss, Random(kind, config), training, out, summary=f"{kind} of {name}")
+    batches = Random(kind, config)
+    fit(model, loss, batches, training, out, summary=f"{kind} of {name}")
+    taken = statistics.median(np.diff(batches.began)[steps // WINDOWS :].tolist())
+    (out / f"cpu.{os.environ.get('RANK', '0')}").write_text(str(taken))
 
 
-def rate(kind: str, config: str, steps: int, count: int) -> float:
-    """Clips a second of a run on so many processes of one thread each."""
+def rate(kind: str, config: str, steps: int, count: int) -> tuple[float, float]:
+    """Clips a second of a run on so many processes of one thread each, and the CPU seconds that a step takes most."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -102,7 +110,8 @@ def rate(kind: str, config: str, steps: int, count: int) -> float:
         if any([process.wait() for process in processes]):
             raise SystemExit("a process failed: its error stands above")
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return statistics.median(row["clips_per_second"] for row in rows[1:])
+        seconds = max(float(path.read_text()) for path in Path(folder).glob("cpu.*"))
+    return statistics.median(row["clips_per_second"] for row in rows[1:]), seconds
 
 
 def main() -> None:
@@ -119,16 +128,20 @@ def main() -> None:
         return
     report: dict[str, Any] = {"config": given.config, "processes": given.processes, "rounds": given.rounds}
     for kind in ("tokenizer", "dynamics") if given.kind == "both" else (given.kind,):
-        one, several = [], []
+        one, several, by_cpu = [], [], []
         for _ in range(given.rounds):
-            one.append(rate(kind, given.config, given.steps, 1))
-            several.append(rate(kind, given.config, given.steps, given.processes))
+            alone, seconds = rate(kind, given.config, given.steps, 1)
+            together, shared = rate(kind, given.config, given.steps, given.processes)
+            one.append(alone)
+            several.append(together)
+            by_cpu.append(seconds / shared)
         ratios = [b / a for a, b in zip(one, several, strict=True)]
         ratio = statistics.median(several) / statistics.median(one)
-        report[kind] = {"one": one, "several": several, "ratio": ratio, "ratios": ratios}
+        report[kind] = {"one": one, "several": several, "ratio": ratio, "ratios": ratios, "by_cpu": by_cpu}
         print(
             f"{kind:10} {statistics.median(one):8.2f} clips/s on one, {statistics.median(several):8.2f} on "
-            f"{given.processes}: {ratio:.2f} times (rounds: {', '.join(f'{r:.2f}' for r in ratios)})",
+            f"{given.processes}: {ratio:.2f} times (rounds: {', '.join(f'{r:.2f}' for r in ratios)}), "
+            f"by CPU time {statistics.median(by_cpu):.2f}",
             flush=True,
         )
     print(json.dumps(report))
