@@ -38,6 +38,7 @@ class ToyWorld:
     action_space = SPACE
     frame_size = (SIZE, SIZE)
     tokenizer = SimpleNamespace(num_codes=SIZE, grid=(1, 1))
+    device = torch.device("cpu")
     meta: dict = {}
 
     def hash(self):
