@@ -74,8 +74,10 @@ class Openings:
         """Return a dream of one row that has seen a start, with a seed of its own, and the frame (H, W, 3) it is at."""
         if start not in self._seen:
             frames, actions = self.starts[start].frames, self.starts[start].actions
-            # Players come and go: what is compiled or measured anew for every size of a batch would stall the others.
-            dream = self.world.start(frames[None], actions[None], compile=False, method="predictive")
+            # Players come and go: what is compiled or measured anew for every size of a batch would stall the others,
+            # and in bf16 they would see one another in the ties.
+            fixed = {"compile": False, "method": "predictive", "precision": "no"}
+            dream = self.world.start(frames[None], actions[None], **fixed)
             self._seen[start] = dream, dream.render()[0].numpy()
         dream, frame = self._seen[start]
         return dream.fork([0], row_seeds=[luck]), frame
