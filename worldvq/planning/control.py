@@ -40,7 +40,6 @@ class Controller:
         candidates: int = 64,
         planner: Planner = cross_entropy,
         rollout: Rollout = forecast_plans,
-        discount: float = 0.9,
         goal: np.ndarray | None = None,
     ):
         """Set up.
@@ -52,12 +51,10 @@ class Controller:
             candidates: Plans that are dreamt for each.
             planner: How plans are searched for.
             rollout: How they are dreamt.
-            discount: Weight of a reward against one a step sooner. Without it, what can be had now is put off at every
-                plan again; and the further a dream goes, the less it knows.
             goal: (H, W, 3) uint8, a frame to come near to; None goes for rewards.
         """
         self.world, self.horizon, self.every, self.candidates = world, horizon, min(every, horizon), candidates
-        self.planner, self.rollout, self.discount, self.goal = planner, rollout, discount, goal
+        self.planner, self.rollout, self.goal = planner, rollout, goal
 
     def begin(self, frame: np.ndarray, seed: int = 0) -> None:
         """Begin an episode with its first frame (H, W, 3) uint8; the same seed plans the same."""
@@ -93,7 +90,7 @@ class Controller:
         between = np.array(self._actions, space.dtype).reshape(1, len(self._frames) - 1, *space.shape)
         self._dream = self.world.start(np.stack(self._frames)[None], between, seed=self._seed, precision="auto")
         if self.goal is None:
-            score = reward_score(self._dream, self.rollout, self.discount)
+            score = reward_score(self._dream, self.rollout)
         else:
             score = goal_score(self._dream, self.goal, self.rollout)
         known = None

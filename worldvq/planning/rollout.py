@@ -66,12 +66,12 @@ def _roll(dream: Dream, plans: ArrayLike | Tensor, step: Callable[[Dream, Tensor
     return Outcome(*(torch.stack(column, 1) for column in columns))
 
 
-def survived_return(rewards: Tensor, termination: Tensor, discount: float = 1.0) -> Tensor:
+def survived_return(rewards: Tensor, termination: Tensor) -> Tensor:
     """Return the expected sums (P,) of rewards (P, H), each weighted by the chance that the task has not ended before.
 
-    Σ_t γ^t r_t Π_{s<t} (1 - p_s), p_s the probability (P, H) that transition s ends it, which itself still counts.
+    Σ_t r_t Π_{s<t} (1 - p_s), p_s the probability (P, H) that transition s ends it; what that one pays still counts.
     """
-    alive = (discount * (1 - termination)).cumprod(-1)
+    alive = (1 - termination).cumprod(-1)
     return (rewards * torch.cat([torch.ones_like(alive[:, :1]), alive[:, :-1]], -1)).sum(-1)
 
 
@@ -82,10 +82,10 @@ def code_distance(engine: Engine, tokens: Tensor, goal: Tensor) -> Tensor:
     return (codes[:-1] - codes[-1:]).square().mean((1, 2, 3)).cpu()
 
 
-def reward_score(dream: Dream, rollout: Rollout = forecast_plans, discount: float = 1.0) -> Score:
+def reward_score(dream: Dream, rollout: Rollout = forecast_plans) -> Score:
     """Return the score of plans by the rewards that a dream of one row predicts: :func:`survived_return`."""
     return lambda plans: _in_batches(
-        dream, plans, rollout, lambda outcome: survived_return(outcome.rewards, outcome.termination, discount)
+        dream, plans, rollout, lambda outcome: survived_return(outcome.rewards, outcome.termination)
     )
 
 
