@@ -285,7 +285,7 @@ def test_act_plans_in_the_real_environment(verbs, tmp_path):
     again = json.loads((tmp_path / "two" / "report.json").read_text())
     assert {key: again[key] for key in ("planner", "random")} == {key: report[key] for key in ("planner", "random")}
     for wrong, words in (
-        (["--planner", "best"], ["no planner 'best'", "cem or shooting"]),
+        (["--planner", "best"], ["no planner 'best'", "shooting or cem"]),
         (["--every", 9], ["--every 9", "--horizon 3"]),
         (["--data", tmp_path], ["no dataset"]),
     ):

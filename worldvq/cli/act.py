@@ -22,11 +22,11 @@ def act_command(
         int, typer.Option(min=2, help="Episodes to plan, and as many at random on the same seeds.")
     ] = 20,
     planner: Annotated[
-        str, typer.Option(help="cem (the cross-entropy method) or shooting (the best of random plans).")
-    ] = "cem",
-    horizon: Annotated[int, typer.Option(min=1, help="Steps of a plan.")] = 12,
-    every: Annotated[int, typer.Option(min=1, help="Steps of a plan that are taken before the next is made.")] = 4,
-    candidates: Annotated[int, typer.Option(min=1, help="Plans that are dreamt for each.")] = 64,
+        str, typer.Option(help="shooting (the best of random plans) or cem (the cross-entropy method).")
+    ] = "shooting",
+    horizon: Annotated[int, typer.Option(min=1, help="Steps of a plan.")] = 8,
+    every: Annotated[int, typer.Option(min=1, help="Steps of a plan that are taken before the next is made.")] = 2,
+    candidates: Annotated[int, typer.Option(min=1, help="Plans that are dreamt for each.")] = 32,
     prior: Annotated[
         bool, typer.Option("--prior", help="Dream plans with the prior, not the forecast head: about half as fast.")
     ] = False,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from worldvq.planning.planners import Plan, Planner, cross_entropy, propose
+from worldvq.planning.planners import Plan, Planner, propose, random_shooting
 from worldvq.planning.rollout import Rollout, forecast_plans, goal_score, reward_score
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ class Controller:
         self,
         world: WorldModel,
         *,
-        horizon: int = 12,
-        every: int = 4,
-        candidates: int = 64,
-        planner: Planner = cross_entropy,
+        horizon: int = 8,
+        every: int = 2,
+        candidates: int = 32,
+        planner: Planner = random_shooting,
         rollout: Rollout = forecast_plans,
         goal: np.ndarray | None = None,
     ):

@@ -31,7 +31,7 @@ from worldvq.stages.interventions import open_environment
 from worldvq.types import ActionSpace
 from worldvq.world.model import WorldModel
 
-PLANNERS: dict[str, Planner] = {"cem": cross_entropy, "shooting": random_shooting}
+PLANNERS: dict[str, Planner] = {"shooting": random_shooting, "cem": cross_entropy}
 FILMED = 600
 """Frames of the first episode that the video shows, at most."""
 FPS = 6
