@@ -30,17 +30,18 @@ from worldvq.types import ActionSpace
 from worldvq.world.actions import read_actions
 from worldvq.world.model import WorldModel
 
-SPARE = 40 * 2**20
+SPARE = 64 * 2**20
 """Bytes that a reader may take besides twice its file."""
 
 
-def _take_anew() -> None:
-    """Take large blocks anew from the system: tests before may have trained, which keeps them and would hide growth."""
+def _give_back() -> None:
+    """Hand what was freed back to the system: tests before may have trained, which keeps it and would hide growth."""
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max = -1, -4  # of malloc.h, as they are to begin with
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_max, 65536)
         libc.mallopt(trim_threshold, 2**17)
+        libc.malloc_trim(0)
 
 
 def growth(use) -> tuple[int, str]:
@@ -49,7 +50,7 @@ def growth(use) -> tuple[int, str]:
     child = os.fork()
     if child == 0:
         gc.collect()  # garbage of the tests before, if it went in the middle of this, would hide growth
-        _take_anew()
+        _give_back()
         Path("/proc/self/clear_refs").write_text("5")  # and so would a peak that is no more
         before, message = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, ""
         try:
