@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from worldvq.evaluation.measures_compared import objects_kept
+
 Report = dict[str, Any]
 
 
@@ -44,16 +46,6 @@ def below_ceiling(report: Report) -> dict[tuple[str, int], float]:
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
-def object_recall(report: Report, step: int) -> float | None:
-    """Return which share of seen objects of 25 pixels and more a dream keeps at a step; at 0, a reconstruction."""
-    found = report.get("objects")
-    if found is None:
-        return None
-    if step == 0:
-        return found["reconstruction"]["25 and more"]["mean"]
-    return found["dream"][found["steps"].index(step)]["seen"]["dream"]["25 and more"]["mean"]
-
-
 def rows_of(reports: list[Report]) -> list[Row]:
     """Return what is compared, those numbers that every report has."""
     rows = [
@@ -75,7 +67,7 @@ def rows_of(reports: list[Report]) -> list[Row]:
             name = f"there and back, {pair}, k = {steps}: dB under the ceiling"
             rows.append(Row(name, False, lambda r, key=(pair, steps): below_ceiling(r)[key]))
     for step, where in ((0, "in reconstructions"), (4, "in dreams, step 4")):
-        rows.append(Row(f"objects kept {where}", True, lambda r, s=step: object_recall(r, s)))
+        rows.append(Row(f"objects kept {where}", True, lambda r, s=step: objects_kept(r, s)))
     rows += [
         Row("drift over 300 frames", False, lambda r: r["long"]["drift"]["mean"] if "long" in r else None),
         Row("reward, average precision", True, lambda r: r["rewards"]["average_precision_positive"]),

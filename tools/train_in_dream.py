@@ -25,7 +25,7 @@ from worldvq_envs.adapters import FrameStream, make_stream
 from worldvq_envs.sb3 import SB3VecEnv
 
 from worldvq import EpisodeStore, WorldModel
-from worldvq.evaluation.metrics import bootstrap_means, ci95
+from worldvq.evaluation.metrics import mean_over_rows
 from worldvq.media.videos import write_video
 from worldvq.recording.players import random_action
 
@@ -102,17 +102,10 @@ def judge(world: WorldModel, stream: FrameStream, agent: PPO, episodes: int) -> 
     result: dict[str, Any] = {}
     for name, pairs in found.items():
         returns, lengths = np.array(pairs).T
-        interval = ci95(bootstrap_means(returns)).tolist()
-        result[name] = {
-            "returns": returns.tolist(),
-            "mean": float(returns.mean()),
-            "ci95": interval,
-            "steps": float(lengths.mean()),
-        }
-    difference = np.array(result["agent"]["returns"]) - np.array(result["random"]["returns"])
-    over = np.array(result["agent"]["returns"]) - 2 * np.array(result["random"]["returns"])
-    for name, values in (("difference", difference), ("over_twice_random", over)):
-        result[name] = {"mean": float(values.mean()), "ci95": ci95(bootstrap_means(values)).tolist()}
+        result[name] = {"returns": returns.tolist(), **mean_over_rows(returns), "steps": float(lengths.mean())}
+    agent_paid, random_paid = (np.array(result[name]["returns"]) for name in ("agent", "random"))
+    result["difference"] = mean_over_rows(agent_paid - random_paid)
+    result["over_twice_random"] = mean_over_rows(agent_paid - 2 * random_paid)
     return result
 
 

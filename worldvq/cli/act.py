@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from worldvq.cli.options import DeviceOption
+from worldvq.cli.options import DeviceOption, TrustOption
 from worldvq.errors import plural
 
 app = typer.Typer()
@@ -31,9 +31,7 @@ def act_command(
         bool, typer.Option("--prior", help="Dream plans with the prior, not the forecast head: about half as fast.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the episodes and of the plans.")] = 0,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Play the environment that DATA names even where that runs code of its own.")
-    ] = False,
+    trust: TrustOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Act in the real environment by planning in dreams of it, beside a policy that acts at random.

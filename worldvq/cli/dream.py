@@ -17,6 +17,7 @@ from worldvq.cli.options import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    TrustOption,
 )
 from worldvq.errors import UsageError, plural
 
@@ -132,9 +133,7 @@ def evaluate_command(
     ] = None,
     long: Annotated[bool, typer.Option("--long", help="Also dream 300 frames, and see what becomes of them.")] = False,
     dreams: Annotated[int, typer.Option(min=2, help="Dreams of --long.")] = 16,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Play the environment that DATA names even where that runs code of its own.")
-    ] = False,
+    trust: TrustOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure imagined frames on held-out episodes, beside the yardsticks that make the numbers mean something.

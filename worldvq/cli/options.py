@@ -43,6 +43,10 @@ ScaleOption = Annotated[
     ),
 ]
 
+TrustOption = Annotated[
+    bool, typer.Option("--trust", help="Play the environment that DATA names even where that runs code of its own.")
+]
+
 PortOption = Annotated[
     int, typer.Option(min=0, max=65535, help="Where the page is served; 0 takes a free port and says which.")
 ]

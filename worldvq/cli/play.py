@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from worldvq.cli.options import DeviceOption, PortOption
+from worldvq.cli.options import DeviceOption, PortOption, TrustOption
 from worldvq.errors import UsageError
 
 app = typer.Typer()
@@ -36,9 +36,7 @@ def play_command(
     ] = "127.0.0.1",
     port: PortOption = 7860,
     device: DeviceOption = "auto",
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Play the environment that DATA names even where that runs code of its own.")
-    ] = False,
+    trust: TrustOption = False,
 ) -> None:
     """Play in the dream, in a browser.
 

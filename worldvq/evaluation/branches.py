@@ -111,11 +111,15 @@ def _prove(player: Player, situation: Situation, recorded: np.ndarray, store: Ep
             frame = player.step(action)[0]
 
 
-def play_on(player: Player, situation: Situation, actions: np.ndarray) -> np.ndarray | None:
-    """Return the frames (N, H, W, 3) that follow a situation under actions (N, ...); None where it ends before."""
+def _come_back(player: Player, situation: Situation) -> None:
     player.reset(situation.seed)
     for action in situation.actions:
         player.step(action)
+
+
+def play_on(player: Player, situation: Situation, actions: np.ndarray) -> np.ndarray | None:
+    """Return the frames (N, H, W, 3) that follow a situation under actions (N, ...); None where it ends before."""
+    _come_back(player, situation)
     frames = []
     for step, action in enumerate(actions):
         frame, _, terminated, truncated = player.step(action)
@@ -127,9 +131,7 @@ def play_on(player: Player, situation: Situation, actions: np.ndarray) -> np.nda
 
 def return_of(player: Player, situation: Situation, actions: np.ndarray) -> float:
     """Return the sum of the rewards that follow a situation under actions (N, ...), until it ends."""
-    player.reset(situation.seed)
-    for action in situation.actions:
-        player.step(action)
+    _come_back(player, situation)
     total = 0.0
     for action in actions:
         _, reward, terminated, truncated = player.step(action)

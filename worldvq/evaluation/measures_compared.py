@@ -178,7 +178,7 @@ MEASURES = (
 )
 
 
-def _objects(report: dict[str, Any], step: int) -> float | None:
+def objects_kept(report: dict[str, Any], step: int) -> float | None:
     """Share of objects of 25 pixels and more that are kept, of seen ones in a dream's frame; at 0, in reconstructions.
 
     As in :func:`worldvq.evaluation.objects.object_recall`.
@@ -193,8 +193,8 @@ def _objects(report: dict[str, Any], step: int) -> float | None:
 PLAIN = (
     Plain("FD-EffLite0 of imagined frames", False, 1, lambda r: (r["summary"]["fd_efflite0"] or {}).get("imagined")),
     Plain("Actions told from imagined frames, macro-F1", True, 3, lambda r: _at(r, "inverse", "imagined", "macro_f1")),
-    Plain("Objects kept in reconstructions", True, 3, lambda r: _objects(r, 0)),
-    Plain("Objects kept in dreams, step 4", True, 3, lambda r: _objects(r, 4)),
+    Plain("Objects kept in reconstructions", True, 3, lambda r: objects_kept(r, 0)),
+    Plain("Objects kept in dreams, step 4", True, 3, lambda r: objects_kept(r, 4)),
     Plain("Drift over 300 frames", False, 3, lambda r: _at(r, "long", "drift")),
 )
 

@@ -81,7 +81,8 @@ def random_shooting(
     known: np.ndarray | None = None,
 ) -> Plan:
     """Return the best of ``candidates`` random plans, and of those ``known``; see :func:`cross_entropy`."""
-    return _best(score, _with(known, propose(space, candidates, horizon, rng)))
+    plans = _with(known, propose(space, candidates, horizon, rng))
+    return _best(plans, np.asarray(score(plans), np.float64))
 
 
 def cross_entropy(
@@ -121,12 +122,10 @@ def cross_entropy(
         drawn = np.concatenate([fresh, _draw(space, fitted, each - len(fresh), rng)])
         plans = np.concatenate([elites, drawn])
         values = np.concatenate([kept, np.asarray(score(drawn), np.float64)])
-    best = int(np.argmax(values))
-    return Plan(plans[best], float(values[best]))
+    return _best(plans, values)
 
 
-def _best(score: Score, plans: np.ndarray) -> Plan:
-    values = np.asarray(score(plans), np.float64)
+def _best(plans: np.ndarray, values: np.ndarray) -> Plan:
     best = int(np.argmax(values))
     return Plan(plans[best], float(values[best]))
 

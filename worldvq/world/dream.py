@@ -146,10 +146,9 @@ class Dream:
         engine, batch, prior = self.engine, len(self), self.engine.dynamics.prior
         output = self._observe(actions)
         logits, context = engine.steps(self.sampling.compile).logits, output.context[:, 0]  # (B, h, w, D)
-        noise = draw_noise(prior, stream_keys(self.seed, self.row_seeds, self.steps), self.sampling)  # (B, h w, K)
         cache = WholeGrid(logits, context) if logits is not None else prior.start(batch, context)
         forecast = engine.dynamics.forecast(context)  # (B, h, w, K)
-        drawn = draw(cache, forecast, self.tokens, noise, self.sampling, self._drafts, engine.pace(batch))
+        drawn = draw(cache, forecast, self.tokens, self._noise(), self.sampling, self._drafts, engine.pace(batch))
         return self._advance(drawn, output)
 
     @_in_its_precision
@@ -163,17 +162,19 @@ class Dream:
             UsageError: There is no such action.
         """
         output = self._observe(actions)
-        noise = draw_noise(
-            self.engine.dynamics.prior, stream_keys(self.seed, self.row_seeds, self.steps), self.sampling
-        )
         logits = self.engine.dynamics.forecast(output.context[:, 0]).flatten(1, 2)  # (B, h w, K)
-        tokens = choose(logits, noise, self.sampling).view_as(self.tokens)
+        tokens = choose(logits, self._noise(), self.sampling).view_as(self.tokens)
         return self._advance(Drawn(tokens, torch.zeros(len(self), dtype=torch.int64)), output)
 
     def _observe(self, actions: ArrayLike | Tensor) -> DynamicsOutput:
         """Take in the newest frames and the actions (B, ...) out of them."""
         taken = stored_actions(actions, self.engine.action_space, (len(self),), "one step").to(self.engine.device)
         return self.engine.steps(self.sampling.compile).observe(self.tokens, _packed(taken), self.state)
+
+    def _noise(self) -> Tensor | None:
+        """Return what the next tokens are drawn with, (B, h w, K); None at temperature 0."""
+        keys = stream_keys(self.seed, self.row_seeds, self.steps)
+        return draw_noise(self.engine.dynamics.prior, keys, self.sampling)
 
     def _advance(self, drawn: Drawn, output: DynamicsOutput) -> Step:
         """Make what was drawn the newest frames."""
