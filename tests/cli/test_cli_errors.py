@@ -50,15 +50,6 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def here(root, tmp_path, monkeypatch):
-    """An empty folder to work in, with links to what there is."""
-    for path in root.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def listing(folder):
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
 

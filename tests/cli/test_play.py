@@ -52,14 +52,6 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def here(root, tmp_path, monkeypatch):
-    for path in root.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 PLAY = "play --world world --port 0"
 MISTAKES = [
     ("play --world none", 2, ["no world in none", "worldvq demo"]),
