@@ -167,6 +167,17 @@ def test_without_its_report_only_the_evaluation_is_done_again(demo, tmp_path):
     assert (out / "report" / "index.html").is_file()
 
 
+def test_a_report_in_the_precision_that_auto_comes_to_is_not_made_again(demo, tmp_path):
+    out = shutil.copytree(demo, tmp_path / "demo")
+    command = ["demo", "--config", "tiny", "--out", out, "evaluate.sampling.precision=auto", "evaluate.clips=8"]
+    succeed(*command)
+    report = out / "report" / "report.json"
+    assert json.loads(report.read_text())["protocol"]["sampling"]["precision"] in ("no", "bf16")
+    written = report.stat().st_mtime_ns
+    succeed(*command)
+    assert report.stat().st_mtime_ns == written
+
+
 def test_another_config_in_the_same_folder_is_refused(demo):
     before = hashes(demo, "tokenizer")
     for change, words in (

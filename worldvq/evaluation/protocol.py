@@ -161,8 +161,7 @@ def evaluate(
 def _plan(world: WorldModel, store: EpisodeStore, config: EvaluateConfig) -> _Plan:
     """Choose the clips, and say what falls short."""
     check_fits(world, store)
-    precision = resolve_precision(config.sampling.precision, world.device)  # the report says which it was
-    config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"precision": precision})})
+    config = settled(config, world)
     ids = heldout_clips(store, config.clips, config.context + config.horizon, config.seed)
     if len(ids) < 2:
         raise UsageError(f"{store.path} has {len(ids)} held-out window for evaluate.clips, two are needed: record more")
@@ -246,6 +245,12 @@ def check_fits(world: WorldModel, store: EpisodeStore) -> None:
             f"{store.path} holds out episodes that the world was trained on",
             "set record.heldout_every back (`worldvq record` plays nothing again), or train on the new split",
         )
+
+
+def settled(config: EvaluateConfig, world: WorldModel) -> EvaluateConfig:
+    """Return the protocol as its report has it: with the precision that ``auto`` comes to where the world is."""
+    precision = resolve_precision(config.sampling.precision, world.device)
+    return config.model_copy(update={"sampling": config.sampling.model_copy(update={"precision": precision})})
 
 
 def sampling_of(config: EvaluateConfig) -> dict[str, Any]:

@@ -89,6 +89,17 @@ def _check_rollout(
     return None if real is None else clip, rebuilt, seen, taken
 
 
+def _sizes(frame_size: Sequence[int], scale: int | None = None) -> tuple[int, int]:
+    """Return by how much a video enlarges frames of a height and width, and how wide a column is."""
+    scale = scale or scale_to(VIDEO_SIDE, (frame_size[0], frame_size[1]))
+    return scale, max(frame_size[1] * scale + 2 * _EDGE, MIN_WIDTH)
+
+
+def _framed(frame: np.ndarray, scale: int, width: int, edge: Color, *captions: np.ndarray) -> np.ndarray:
+    """A frame of a video, enlarged and framed, above its captions."""
+    return tile(border(enlarge(frame, scale), edge, _EDGE), width, captions)
+
+
 def rollout_frames(
     real: ArrayLike | None,
     reconstruction: ArrayLike,
@@ -115,13 +126,12 @@ def rollout_frames(
     """
     clips, rebuilt, seen, taken = _check_rollout(real, reconstruction, imagined, actions, context, 5)
     num_clips, num_frames, height, width, _ = seen.shape
-    scale = scale or scale_to(VIDEO_SIDE, (height, width))
-    width = max(width * scale + 2 * _EDGE, MIN_WIDTH)
+    scale, width = _sizes((height, width), scale)
     labels = [[action_label(row, action_space, t) for t in range(num_frames)] for row in taken]
     num_lines = lines_needed(itertools.chain(*labels), width)
 
     def draw(frame: np.ndarray, edge: Color, *captions: np.ndarray) -> np.ndarray:
-        return tile(border(enlarge(frame, scale), edge, _EDGE), width, captions)
+        return _framed(frame, scale, width, edge, *captions)
 
     titles = [text(title, width, 24) for title in ("real", "tokenizer", "world model")]
     for t in range(num_frames):
@@ -156,13 +166,9 @@ def compared_frames(
     clips = _uint8(real, 5, "real")
     seen = {title: _uint8(frames, 5, title) for title, frames in dreams.items()}
     taken, num_frames = np.asarray(actions), clips.shape[1]
-    scale = scale_to(VIDEO_SIDE, clips.shape[2:4])
-    width = max(clips.shape[3] * scale + 2 * _EDGE, MIN_WIDTH)
+    scale, width = _sizes(clips.shape[2:4])
     labels = [[action_label(row, action_space, t) for t in range(num_frames)] for row in taken]
     num_lines = lines_needed(itertools.chain(*labels), width)
-
-    def draw(frame: np.ndarray, edge: Color, words: np.ndarray) -> np.ndarray:
-        return tile(border(enlarge(frame, scale), edge, _EDGE), width, [words])
 
     titles = [text(title, width, 24) for title in ("real", *seen)]
     for t in range(num_frames):
@@ -170,8 +176,8 @@ def compared_frames(
         stage = caption([words], width, color=color)
         rows = []
         for b, clip in enumerate(clips):
-            first = draw(clip[t], BACKGROUND, caption(labels[b][t], width, num_lines))
-            rows.append([first, *(draw(frames[b, t], color, stage) for frames in seen.values())])
+            first = _framed(clip[t], scale, width, BACKGROUND, caption(labels[b][t], width, num_lines))
+            rows.append([first, *(_framed(frames[b, t], scale, width, color, stage) for frames in seen.values())])
         yield grid([titles, *rows], gap=4)
 
 
@@ -230,8 +236,7 @@ def acted_frames(
         rewards: T - 1, of each.
         action_space: Names the actions.
     """
-    scale = scale_to(VIDEO_SIDE, real[0].shape[:2])
-    width = max(real[0].shape[1] * scale + 2 * _EDGE, MIN_WIDTH)
+    scale, width = _sizes(real[0].shape[:2])
     labels = [action_label(np.asarray(actions), action_space, t) for t in range(len(real))]
     num_lines = lines_needed(labels, width)
     titles = [text(title, width, 24) for title in ("what happened", "what was dreamt")]
@@ -241,8 +246,8 @@ def acted_frames(
         sums = caption([f"step {t}", f", reward {total[t]:g}"], width)
         under = caption(labels[t], width, num_lines), caption([words], width, num_lines, color)
         tiles = [
-            tile(border(enlarge(true, scale), BACKGROUND, _EDGE), width, [under[0], sums]),
-            tile(border(enlarge(imagined, scale), color, _EDGE), width, [under[1], caption([""], width)]),
+            _framed(true, scale, width, BACKGROUND, under[0], sums),
+            _framed(imagined, scale, width, color, under[1], caption([""], width)),
         ]
         yield grid([titles, tiles], gap=4)
 

@@ -5,13 +5,14 @@ Where nothing can be played, a network that tells actions from frames says wheth
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from worldvq.config.code import import_named, search_last
-from worldvq.config.env import EnvConfig
+from worldvq.config.env import IMPORTED, EnvConfig
 from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import UsageError, plural
 from worldvq.evaluation.branches import CannotForkError, Situation, find_situations
@@ -142,14 +143,24 @@ def open_environment(env: EnvConfig, data: Path, trust: bool) -> Any:
         CannotForkError: There is none.
         UsageError: It is code that the dataset names, and not trusted.
     """
-    if env.id.startswith("videos:"):
+    if env.id.startswith(IMPORTED):
         raise CannotForkError(f"'{env.id}' are videos, which nobody can play")
-    check_trust(env, data, trust)
-    search_last(Path.cwd())
+    build = environment_of(env, data, trust)
     try:
-        return import_named(STREAM)(env)
+        return build()
     except UsageError as error:
         raise CannotForkError(str(error)) from None
+
+
+def environment_of(env: EnvConfig, data: Path, trust: bool) -> partial[Any]:
+    """Return what builds the environment of a dataset.
+
+    Raises:
+        UsageError: It is code that the dataset names, and not trusted.
+    """
+    _check_trust(env, data, trust)
+    search_last(Path.cwd())
+    return partial(import_named(STREAM), env)
 
 
 def dream_long(world: WorldModel, data: Path, out: Path, config: EvaluateConfig, dreams: int) -> dict[str, Any]:
@@ -191,7 +202,7 @@ def _with_futures(store: EpisodeStore, found: list[Situation]) -> tuple[list[Sit
     return [situation for situation, _ in pairs], [actions for _, actions in pairs]
 
 
-def check_trust(env: EnvConfig, data: Path, trust: bool) -> None:
+def _check_trust(env: EnvConfig, data: Path, trust: bool) -> None:
     """Refuse to run what a dataset names beyond an id of an installed package, unless the user trusts it."""
     names_code = ":" in env.id or env.wrappers or (env.kwargs and not env.id.startswith("worldvq/"))
     if names_code and not trust:

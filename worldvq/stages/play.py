@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worldvq.config.code import import_named, search_last
+from worldvq.config.code import import_named
 from worldvq.config.env import IMPORTED, EnvConfig
 from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import UsageError, plural
@@ -21,7 +21,7 @@ from worldvq.play.starts import Openings, Start, find_starts
 from worldvq.recording.config import RecordConfig
 from worldvq.recording.policies import HUMAN
 from worldvq.recording.record import describe_dataset, episode_seed
-from worldvq.stages.interventions import check_trust
+from worldvq.stages.interventions import environment_of
 from worldvq.stages.record import STREAM, as_before
 from worldvq.world.model import WorldModel
 
@@ -113,9 +113,7 @@ def _environment(env: EnvConfig, data: Path, trust: bool) -> partial[Stream]:
     """Return what builds the environment of a dataset."""
     if env.id.startswith(IMPORTED):
         raise UsageError(f"'{env.id}' are videos, which nobody can play: leave --real out")
-    check_trust(env, data, trust)
-    search_last(Path.cwd())
-    return partial(import_named(STREAM), env)
+    return environment_of(env, data, trust)
 
 
 def _prove(open_stream: partial[Stream], start: Start, env: EnvConfig) -> None:

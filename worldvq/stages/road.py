@@ -11,7 +11,7 @@ from typing import Any
 from worldvq.data.tokens import TokenStore
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.evaluation.config import EvaluateConfig
-from worldvq.evaluation.protocol import evaluate
+from worldvq.evaluation.protocol import evaluate, settled
 from worldvq.evaluation.report_files import MAX_REPORT, REPORT
 from worldvq.files.reading import read_json
 from worldvq.nn.devices import resolve_device
@@ -74,7 +74,8 @@ def _evaluate_once(
     path = out / REPORT
     with contextlib.suppress(CorruptFileError, KeyError, TypeError):
         report = read_json(path, MAX_REPORT)
-        if report["protocol"] == config.model_dump(mode="json") and report["world"]["hash"] == world.hash():
+        protocol = settled(config, world).model_dump(mode="json")
+        if report["protocol"] == protocol and report["world"]["hash"] == world.hash():
             return
     more: dict[str, Any] = {}
     if config.situations:
