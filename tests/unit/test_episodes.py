@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -52,6 +53,18 @@ def test_what_is_written_is_read_back(tmp_path_factory, kind, size, steps, compr
     assert entry.episode_return == pytest.approx(float(episode.rewards.sum()), abs=1e-4)
     assert store.verify() == []
     shutil.rmtree(folder)
+
+
+def test_an_episode_has_a_label_or_that_of_its_environment(tmp_path):
+    episode = make_episode(0, 3)
+    with EpisodeStore.create(tmp_path / "d", make_meta()) as store:
+        store.commit(0, episode)
+        store.commit(1, dataclasses.replace(episode, meta={"label": "katze \u00fc"}))
+    read = EpisodeStore.open(tmp_path / "d")
+    assert [read.label(number) for number in (0, 1)] == [make_meta().env.id, "katze \u00fc"]
+    plain, labelled = (tmp_path / "d" / "index.jsonl").read_text().splitlines()
+    assert "label" not in plain and "label" in labelled
+    assert read.verify() == []
 
 
 def test_files_are_plain_safetensors(tmp_path):

@@ -30,6 +30,8 @@ MAX_LINE = 4096
 """Bytes of a line of an index; one has about 300."""
 MAX_META = MAX_HEADER // 16
 """Bytes of an episode's description; in the header its quotes are escaped."""
+MAX_LABEL = 256
+"""Characters of an episode's label, so that its line stays one."""
 _DTYPES = {"U8": "u1", "BOOL": "?", "U16": "<u2", "I32": "<i4", "I64": "<i8", "F32": "<f4"}
 _CRC = re.compile(rb'(\{"number":.*),"crc32":"([0-9a-f]{8})"\}')
 _LINE_BEGINS = b'{"number":'
@@ -55,6 +57,8 @@ class IndexEntry(Record):
     terminated: bool
     truncated: bool
     interrupted: bool
+    label: str = Field("", max_length=MAX_LABEL)
+    """What its frames show, such as the name of the folder that images came from; "" where nobody said."""
 
     @model_validator(mode="after")
     def _file_is_ours(self) -> IndexEntry:
@@ -64,7 +68,7 @@ class IndexEntry(Record):
 
     def to_line(self) -> bytes:
         """Return the line of the index, newline included; it ends with a checksum of what stands before."""
-        content = self.model_dump_json().encode().removesuffix(b"}")
+        content = self.model_dump_json(exclude=None if self.label else {"label"}).encode().removesuffix(b"}")
         return content + b',"crc32":"%08x"}\n' % zlib.crc32(content)
 
 
@@ -114,6 +118,7 @@ def write_tensors(folder: Path, number: int, tensors: dict[str, np.ndarray], epi
         num_frames=len(episode.frames),
         seed=int(episode.seed),
         episode_return=total,
+        label=str(episode.meta.get("label", "")),
         **ending,
     )
 

@@ -122,6 +122,11 @@ class EpisodeStore(Store[DatasetMeta]):
         return self._action_space
 
     @property
+    def environment(self) -> str:
+        """Id of the environment that was recorded."""
+        return self.meta.env.id
+
+    @property
     def heldout_every(self) -> int:
         """Episode n is held out when n % heldout_every == heldout_every - 1."""
         return self.meta.heldout_every

@@ -199,6 +199,15 @@ class Store(Generic[M]):
             raise UsageError(f"{self.path}: there is no episode {number}; it holds {plural(len(self), 'episode')}")
         return self._entries[number]
 
+    def label(self, number: int) -> str:
+        """Return what the frames of an episode show: its own label, else the environment that was recorded."""
+        return self.entry(number).label or self.environment
+
+    @property
+    def environment(self) -> str:
+        """Id of the environment."""
+        raise NotImplementedError
+
     def fingerprint(self) -> dict[str, int | str]:
         """Return what tells these episodes from others: how many, and a hash of their numbers and files' SHA-256."""
         listed = "".join(f"{entry.number} {entry.sha256}\n" for entry in self.entries)

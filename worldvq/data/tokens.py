@@ -76,6 +76,11 @@ class TokenStore(Store[TokenMeta]):
         return self._action_space
 
     @property
+    def environment(self) -> str:
+        """As in the dataset."""
+        return self.meta.dataset.env.id
+
+    @property
     def heldout_every(self) -> int:
         """As in the dataset."""
         return self.meta.dataset.heldout_every
