@@ -224,7 +224,7 @@ class Dynamics(nn.Module):
         """Return an empty state for streaming ``batch`` worlds."""
         rows, size, like = batch * self.grid[0] * self.grid[1], self.config.context_frames, self.position
         caches = [RingCache.empty(rows, block.time, size, like) for block in self.blocks]
-        recalled = None if self.recall is None else RecallRing.for_frames(batch, size, like)
+        recalled = None if self.recall is None else RecallRing.for_frames(batch, size, self.recall, like)
         zeros = torch.zeros(1 + batch, dtype=torch.int64, device=like.device)
         return DynamicsState(caches, recalled, zeros[:1].clone(), zeros[1:].clone())
 

@@ -149,7 +149,8 @@ class RingCache:
         q, k, v = attention.project(x)  # (rows, heads, 1, D)
         self.keys.index_copy_(2, slot, k.to(self.keys.dtype))
         self.values.index_copy_(2, slot, v.to(self.values.dtype))
-        return attention.attend(q, rotate(self.keys, cos, sin), self.values, mask)
+        with torch.autocast(x.device.type, enabled=False):  # one question a ring: casting the ring takes longer
+            return attention.attend(q.to(self.keys.dtype), rotate(self.keys, cos, sin), self.values, mask)
 
     def select(self, rows: Tensor) -> Self:
         """Return a copy of rows (n,) int64."""

@@ -49,8 +49,13 @@ class Recall(nn.Module):
         """
         steps = frames.shape[1]
         there = torch.ones(steps, steps, dtype=torch.bool, device=frames.device).tril().triu(1 - window)
-        described = self._description(frames)
-        return self._recall(described, actions, described, actions, self.value(frames), there)
+        described, place = self._description(frames), torch.arange(steps, device=frames.device)
+        ends = place == steps - 1, place == 0
+        return self._recall(described, actions, described, actions, self._values(frames), there, ends)
+
+    def _values(self, frames: Tensor) -> Tensor:
+        """What each head would recall of frames (B, s, N, width): (B, 2 heads, s, N head_dim)."""
+        return self.value(frames).unflatten(-1, (2 * self.num_heads, self.head_dim)).permute(0, 3, 1, 2, 4).flatten(3)
 
     def _description(self, frames: Tensor) -> Tensor:
         """A unit vector a head of frames (..., N, width): (..., 2 heads, head_dim)."""
@@ -61,42 +66,51 @@ class Recall(nn.Module):
         return x.unflatten(-1, (2 * self.num_heads, self.head_dim))
 
     def _recall(
-        self, newest: Tensor, taken: Tensor, known: Tensor, led: Tensor, values: Tensor, there: Tensor
+        self,
+        newest: Tensor,
+        taken: Tensor,
+        known: Tensor,
+        led: Tensor,
+        values: Tensor,
+        there: Tensor,
+        ends: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Recall for frames t, each with the frames s that are there.
 
         Args:
             newest: (B, t, 2 heads, D) descriptions of those that ask.
             taken: (B, t, width) actions out of them.
-            known: (B, s, 2 heads, D) descriptions, in order of time.
+            known: (B, s, 2 heads, D) descriptions, in order of time; the first may stand anywhere, as in a ring.
             led: (B, s, width) actions out of them.
-            values: (B, s, N, 2 width).
+            values: (B, 2 heads, s, N D).
             there: (t, s) or (B, 1, t, s) bool.
+            ends: (s,) bool each, which of the frames s is the newest, and which the oldest.
         """
         alike = torch.einsum("bthd,bshd->bhts", newest, known) * self.sharpness
         scale = self.head_dim**-0.5
         related = torch.einsum("bthd,bshd->bhts", self._heads(self.ask(taken)), self._heads(self.led(led))) * scale
-        heads = self.num_heads
+        heads, (last, first) = self.num_heads, ends
         # Scores of frames u: all but the newest one, by u + 1; all but the oldest one, by u - 1.
-        back = alike[:, :heads, :, 1:] + related[:, :heads, :, :-1]
-        forward = alike[:, heads:, :, :-1] + related[:, heads:, :, :-1]
-        both = there[..., 1:] & there[..., :-1]
-        scores = torch.cat([back, forward], 1).masked_fill(~both, -torch.inf)
-        nothing = self.nothing.expand(len(scores), -1, scores.shape[2], 1)
-        weights = torch.cat([scores, nothing], -1).softmax(-1)[..., :-1]  # (B, 2 heads, t, s - 1)
-        before, after = self._heads(values[:, :-1])[..., :heads, :], self._heads(values[:, 1:])[..., heads:, :]
-        recalled = torch.einsum("bhts,bsnhd->btnhd", weights, torch.cat([before, after], -2))
-        return self.out(recalled.flatten(-2))
+        back = alike[:, :heads].roll(-1, -1) + related[:, :heads]
+        back = back.masked_fill(~(there & there.roll(-1, -1)) | last, -torch.inf)
+        forward = (alike[:, heads:] + related[:, heads:]).roll(1, -1)
+        forward = forward.masked_fill(~(there & there.roll(1, -1)) | first, -torch.inf)
+        nothing = self.nothing.expand(len(alike), -1, alike.shape[2], 1)
+        weights = torch.cat([torch.cat([back, forward], 1), nothing], -1).softmax(-1)[..., :-1]  # (B, 2 heads, t, s)
+        recalled = (weights.to(values.dtype) @ values).unflatten(-1, (-1, self.head_dim))  # (B, 2 heads, t, N, D)
+        return self.out(recalled.permute(0, 2, 3, 1, 4).flatten(-2))
 
 
 class RecallRing(RingCache):
-    """Descriptions and actions, and values, of the last frames: (B, 1, size, 3 width), (B, 1, size, N, 2 width)."""
+    """Descriptions and actions, and values, of the last frames: (B, 1, size, 3 width), (B, 2 heads, size, N D)."""
 
     @classmethod
-    def for_frames(cls, batch: int, size: int, like: Tensor) -> RecallRing:
-        """Return a ring of zeros, on the device and of the type of ``like`` (N, width)."""
+    def for_frames(cls, batch: int, size: int, recall: Recall, like: Tensor) -> RecallRing:
+        """Return a ring of zeros for a layer, on the device and of the type of ``like`` (N, width)."""
         length, width = like.shape
-        return cls(like.new_zeros(batch, 1, size, 3 * width), like.new_zeros(batch, 1, size, length, 2 * width))
+        heads = 2 * recall.num_heads
+        keys, values = (batch, 1, size, 3 * width), (batch, heads, size, length * recall.head_dim)
+        return cls(like.new_zeros(keys), like.new_zeros(values))
 
     def recall(self, recall: Recall, frame: Tensor, action: Tensor, clock: Tensor, seen: Tensor) -> Tensor:
         """Recall for one new frame; equals the last step of the layer itself.
@@ -116,9 +130,10 @@ class RecallRing(RingCache):
         newest = recall._description(frame)  # (B, 2 heads, D)
         entry = torch.cat([newest.flatten(1), action], -1)
         self.keys.index_copy_(2, slot, entry[:, None, None].to(self.keys.dtype))
-        self.values.index_copy_(2, slot, recall.value(frame)[:, None, None].to(self.values.dtype))
-        order = (slot + 1 + torch.arange(size, device=slot.device)) % size  # oldest first
-        keys, values = self.keys[:, 0, order], self.values[:, 0, order]
-        known, led = keys.split([2 * recall.num_heads * recall.head_dim, action.shape[-1]], -1)
-        there = (ages[order] <= seen[:, None])[:, None, None]  # (B, 1, 1, size)
-        return recall._recall(newest[:, None], action[:, None], recall._heads(known), led, values, there)[:, 0]
+        self.values.index_copy_(2, slot, recall._values(frame[:, None]).to(self.values.dtype))
+        known, led = self.keys[:, 0].split([newest[0].numel(), action.shape[-1]], -1)
+        there = (ages <= seen[:, None])[:, None, None]  # (B, 1, 1, size)
+        ends = ages == 0, ages == size - 1
+        given = newest[:, None], action[:, None], recall._heads(known), led, self.values
+        with torch.autocast(frame.device.type, enabled=False):  # one question a frame: casting the ring takes longer
+            return recall._recall(*(part.to(self.keys.dtype) for part in given), there, ends)[:, 0]

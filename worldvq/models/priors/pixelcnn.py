@@ -138,7 +138,8 @@ class _PixelCNNCache:
         # Of a row, the vertical stack needs the rows above alone: where the row has been begun, they are settled.
         self._look_up(-(-first // width), bottom)
         if last - first == 1:
-            return self.prior.head(self._look_left_once(top, first % width))[:, None]
+            with torch.autocast(self.device.type, enabled=False):  # casting the weights takes longer than multiplying
+                return self.prior.head(self._look_left_once(top, first % width))[:, None]
         start, stop = (first % width, (last - 1) % width + 1) if bottom - top == 1 else (0, width)
         skips: list[Tensor] = []  # (B, rows, columns, C) each
         for i, layer in enumerate(self.prior.layers):
