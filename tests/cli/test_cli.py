@@ -19,6 +19,7 @@ from support.command_line import check_error, run, spawn, succeed
 from support.episodes import plain_episode, write
 
 from worldvq.data.episodes import EpisodeStore
+from worldvq.stages.act import _play as blindly
 from worldvq.types import ActionSpace
 from worldvq.world.model import WorldModel
 
@@ -283,7 +284,20 @@ def test_evaluate_lets_the_dream_decide(verbs, tmp_path):
     assert "Does it decide well?" in (tmp_path / "index.html").read_text()
 
 
-def test_act_plans_in_the_real_environment(verbs, tmp_path):
+def interrupted_at(call):
+    """Play blindly as the stage does, until somebody presses Ctrl-C at the call of this number."""
+    calls = []
+
+    def play(*arguments):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return blindly(*arguments)
+
+    return play
+
+
+def test_act_plans_in_the_real_environment(verbs, tmp_path, monkeypatch):
     given = ["--world", verbs / "world", "--data", verbs / "data", "--device", "cpu"]
     small = ["--episodes", 2, "--horizon", 3, "--every", 2, "--candidates", 4, "--seed", 5]
     text = succeed("act", *given, *small, "--out", tmp_path / "one")
@@ -292,7 +306,13 @@ def test_act_plans_in_the_real_environment(verbs, tmp_path):
     steps = report["planner"]["steps"][0]
     assert probe(tmp_path / "one" / "act.mp4") == (steps + 1, "h264", "yuv420p")
     assert f"random   {report['random']['mean']:.2f}" in text and " against acting at random" in text
+    monkeypatch.setattr("worldvq.stages.act._play", interrupted_at(2))
+    assert run("act", *given, *small, "--out", tmp_path / "two").returncode == 130
+    filmed = (tmp_path / "two" / "act.mp4").stat().st_mtime_ns
+    monkeypatch.undo()
     succeed("act", *given, *small, "--out", tmp_path / "two")
+    assert (tmp_path / "two" / "act.mp4").stat().st_mtime_ns == filmed  # the first episode was not played again
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"act.mp4", "report.json", ".lock"}
     again = json.loads((tmp_path / "two" / "report.json").read_text())
     assert {key: again[key] for key in ("planner", "random")} == {key: report[key] for key in ("planner", "random")}
     for wrong, words in (

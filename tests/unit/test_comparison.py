@@ -68,9 +68,9 @@ def make(folder, seed=0, n=9, horizon=3, size=8, plays=True):
     clips |= {"rewards": rng.normal(size=(n, horizon)), "rewards_true": recorded}
     clips |= {"termination": rng.random((n, horizon)), "termination_true": (recorded > 0).astype(float)}
     if plays:
-        clips |= {
-            f"{test}/situations": np.stack([np.arange(6), np.arange(6)], 1) for test in ("counterfactual", "memory")
-        }
+        places = np.stack([np.arange(6), np.arange(6)], 1)
+        clips |= {f"{test}/situations": places for test in ("counterfactual", "memory", "decisions")}
+        clips |= {f"decisions/{name}": rng.random((6, 1)) for name in ("dream", "planner_dream", "planner_simulator")}
         clips |= {f"counterfactual/{name}": rng.random((6, 8)) / 20 for name in ("retrieval", "own", "other")}
         there = np.random.default_rng(0).random((len(WAYS), 6)) < 0.7
         clips |= {
@@ -112,6 +112,11 @@ def test_intervals_are_those_of_resampling_the_same_clips_of_both_by_hand(tmp_pa
     def precision(side, rows):
         return metrics.average_precision(side.clips["rewards"][rows], side.clips["rewards_true"][rows] > 0)
 
+    def gap(side, rows):
+        return np.mean(
+            [side.clips["decisions/planner_simulator"][r] - side.clips["decisions/planner_dream"][r] for r in rows]
+        )
+
     by_hand = {
         "PSNR of imagined frames, dB": (psnr, 9),
         "PSNR over shuffled actions, dB": (lambda s, r: psnr(s, r) - psnr(s, r, "shuffled_actions"), 9),
@@ -122,6 +127,7 @@ def test_intervals_are_those_of_resampling_the_same_clips_of_both_by_hand(tmp_pa
         "Finding rewards above 0, average precision": (precision, 9),
         "Retrieval of branches, step 4": (lambda s, r: s.clips["counterfactual/retrieval"][r, 3].mean(), 6),
         "There and back, 1 step each way: dB under the ceiling": (way_back, 6),
+        "Decisions, counterfactual planning gap": (gap, 6),
     }
     for name, (statistic, count) in by_hand.items():
         values = [statistic(side, np.arange(count)) for side in (one, other)]
@@ -233,12 +239,12 @@ def test_tests_in_other_situations_are_left_out_with_a_note(tmp_path):
     one, other, without = make(tmp_path / "a", 1), make(tmp_path / "b", 2), make(tmp_path / "c", 3, plays=False)
     other.clips["memory/situations"] = other.clips["memory/situations"] + 1
     comparison = compare([one, other])
-    assert [measure["over"] for measure in comparison["measures"]].count("6 situations") == 4
+    assert [measure["over"] for measure in comparison["measures"]].count("6 situations") == 4 + 3
     assert "--memory is left out: the situations differ" in comparison["notes"][0]
     notes = compare([one, without])["notes"]
-    assert len(notes) == 2 and all(f"not measured in {without.folder}." in note for note in notes)
+    assert len(notes) == 3 and all(f"not measured in {without.folder}." in note for note in notes)
     assert compare([without, without])["notes"] == []
-    assert {measure.over for measure in MEASURES} == {"clips", "counterfactual", "memory"}
+    assert {measure.over for measure in MEASURES} == {"clips", "counterfactual", "memory", "decisions"}
 
 
 def another(side, **changes):

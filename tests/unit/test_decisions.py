@@ -13,6 +13,7 @@ from worldvq.evaluation import decisions as module
 from worldvq.evaluation.branches import return_of
 from worldvq.evaluation.decisions import HORIZON, PLANS, decisions, summary, verdict
 from worldvq.evaluation.interventions_page import cards, section, verdicts
+from worldvq.evaluation.parts import Parts
 from worldvq.planning.planners import propose
 
 CONTEXT = 3
@@ -77,6 +78,31 @@ def test_who_knows_everything_regrets_nothing(orchard, monkeypatch):
     assert found["regret"]["dream"] == {"mean": 0.0, "ci95": [0.0, 0.0]}
     assert found["planner"]["gap"]["mean"] == 0 and found["planner"]["dream"]["mean"] >= np.mean(best)
     assert found["gain"]["dream"]["ci95"][0] > 0 and found["situations"] == 12
+
+
+def test_who_is_interrupted_goes_on_where_it_was(orchard, monkeypatch, tmp_path):
+    player, situations = orchard
+    world: Any = world_that_says(monkeypatch, player, situations, lambda paid: paid)
+    whole = decisions(world, player, situations, 3, {}, progress=False)
+    parts, start = Parts(tmp_path, "a" * 64, "decisions"), world.start
+    begun = []
+
+    def broken_off(frames, actions, seed, rows):
+        begun.append(rows[0])
+        if len(begun) == 5:
+            raise KeyboardInterrupt
+        return start(frames, actions, seed, rows)
+
+    world.start = broken_off
+    with pytest.raises(KeyboardInterrupt):
+        decisions(world, player, situations, 3, {}, progress=False, parts=parts)
+    again = decisions(world, player, situations, 3, {}, progress=False, parts=parts)
+    assert begun == [*range(5), *range(4, 12)]
+    kept, kept_whole = again.pop("by_situation"), whole.pop("by_situation")
+    assert again == whole
+    for name, values in kept_whole.items():
+        np.testing.assert_array_equal(kept[name], values)
+    np.testing.assert_array_equal(kept["situations"], [situation.place for situation in situations])
 
 
 def test_who_says_the_opposite_is_found_out(orchard, monkeypatch):

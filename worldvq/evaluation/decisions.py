@@ -7,6 +7,7 @@ dream is judged by what the plan that it picked pays there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from rich.progress import track
 
 from worldvq.evaluation import metrics
 from worldvq.evaluation.branches import Player, Situation, return_of
+from worldvq.evaluation.parts import Part, Parts
+from worldvq.evaluation.report_files import BY_SITUATION
 from worldvq.planning.planners import Score, cross_entropy, propose
 from worldvq.planning.rollout import dream_plans, reward_score
 
@@ -37,6 +40,7 @@ def decisions(
     seed: int,
     sampling: dict[str, Any],
     progress: bool = True,
+    parts: Parts | None = None,
 ) -> dict[str, Any]:
     """Let a dream decide in every situation, and see what its decisions really pay.
 
@@ -54,20 +58,24 @@ def decisions(
         seed: Of plans and sampling.
         sampling: How the world is sampled.
         progress: Show a progress bar on stderr.
+        parts: Keeps what was found in each situation, so that whoever was interrupted goes on.
 
     Returns:
         ``returns`` (mean, ci95) of ``best``, ``dream``, ``forecast`` and ``random``; ``regret`` against the best and
         ``gain`` over random of the dream and the forecast; ``planner`` with ``simulator``, ``dream`` and their ``gap``;
         ``differ``, in how many situations the five plans do not all pay the same; all intervals are bootstraps over
-        situations.
+        situations. ``by_situation`` holds what each way of deciding paid, (S, 1).
     """
     console = Console(stderr=True, quiet=not progress)
-    rows = [
-        _decide(world, player, situation, np.random.default_rng([seed, number]), seed, number, sampling)
-        for number, situation in enumerate(track(situations, "decisions", console=console))
-    ]
-    paid = {key: np.array([row[key] for row in rows]) for key in rows[0]}  # (S,) each
-    return {"situations": len(rows), "plans": PLANS, "horizon": HORIZON, "candidates": CANDIDATES, **summary(paid)}
+    rows = []
+    for number, situation in enumerate(track(situations, "decisions", console=console)):
+        make = partial(_decide, world, player, situation, seed, number, sampling)
+        rows.append(parts.ensure(number, make) if parts else make())
+    paid = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}  # (S,) each
+    about = {"situations": len(rows), "plans": PLANS, "horizon": HORIZON, "candidates": CANDIDATES}
+    kept = {key: values[:, None] for key, values in paid.items()}
+    kept["situations"] = np.stack([situation.place for situation in situations])
+    return {**about, **summary(paid), BY_SITUATION: kept}
 
 
 def summary(paid: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -102,13 +110,12 @@ def _decide(
     world: WorldModel,
     player: Player,
     situation: Situation,
-    rng: np.random.Generator,
     seed: int,
     number: int,
     sampling: dict[str, Any],
-) -> dict[str, float]:
-    """Return what each way of deciding really pays in one situation."""
-    space = world.action_space
+) -> Part:
+    """Return what each way of deciding really pays in one situation, (1,) each."""
+    space, rng = world.action_space, np.random.default_rng([seed, number])
     dream = world.start(situation.frames[None], situation.between[None], seed, [number], **sampling)
 
     def real(plans: np.ndarray) -> np.ndarray:
@@ -122,11 +129,12 @@ def _decide(
         key: cross_entropy(score, space, HORIZON, np.random.default_rng([seed, number]), candidates=CANDIDATES)
         for key, score in (("simulator", real), ("dream", scores["forecast"]))
     }
-    return {
+    pays = {
         **found,
-        "best": float(paid.max()),
-        "random": float(paid.mean()),
-        "differ": float(np.ptp(paid) > 0),
+        "best": paid.max(),
+        "random": paid.mean(),
+        "differ": np.ptp(paid) > 0,
         "planner_simulator": searched["simulator"].value,
-        "planner_dream": float(real(searched["dream"].actions[None])[0]),
+        "planner_dream": real(searched["dream"].actions[None])[0],
     }
+    return {key: np.array([value], np.float64) for key, value in pays.items()}

@@ -19,7 +19,7 @@ SCALES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     "ssim": ("ssim", np.asarray),
 }
 """What is kept of each clip, and how its mean becomes the number."""
-_TESTS = {"counterfactual": "--counterfactual", "memory": "--memory"}
+_TESTS = {"counterfactual": "--counterfactual", "memory": "--memory", "decisions": "--decisions"}
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,16 @@ def _retrieved(step: int) -> Measure:
     return Measure(name, True, 3, "counterfactual/own", _retrieval(step), "counterfactual")
 
 
+def _pays(name: str, key: str, less: str | None = None, higher: bool = True) -> Measure:
+    """What a way of deciding really pays, less what another one does."""
+
+    def statistic(side: Evaluation, counts: np.ndarray) -> np.ndarray:
+        paid = side.clips[f"decisions/{key}"] - (side.clips[f"decisions/{less}"] if less else 0)
+        return counts @ paid.mean(1) / counts.shape[1]
+
+    return Measure(f"Decisions, {name}", higher, 3, f"decisions/{key}", statistic, "decisions")
+
+
 def _reward_errors(side: Evaluation) -> np.ndarray:
     return np.abs(side.clips["rewards"] - side.clips["rewards_true"])
 
@@ -175,6 +185,9 @@ MEASURES = (
     _returns("the way one came", "nested"),
     _returns("another way", "around"),
     _returns("a full turn", "turn"),
+    _pays("return of the dream's pick of five plans", "dream"),
+    _pays("return of planning in the dream", "planner_dream"),
+    _pays("counterfactual planning gap", "planner_simulator", "planner_dream", higher=False),
 )
 
 

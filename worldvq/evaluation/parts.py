@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -17,22 +20,28 @@ Part = dict[str, np.ndarray]
 """What one part of the work gathered: arrays by name. Parts are joined along the first axis."""
 
 
+def key_of(about: dict[str, Any]) -> str:
+    """Hash what parts depend on, JSON values: their key."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
 class Parts:
     """Files of finished parts, in a hidden folder that is named after what the work depends on."""
 
-    def __init__(self, out: Path, key: str):
+    def __init__(self, out: Path, key: str, work: str = "parts"):
         """Name the folder; nothing is read or made.
 
         Args:
             out: Where the result of the work goes.
             key: A hash of everything that the parts depend on. Parts under another key are never read.
+            work: What tells it from other work that goes to the same place.
         """
-        self._out, self._folder = out, out / f".parts-{key[:16]}"
+        self._out, self._work, self._folder = out, work, out / f".{work}-{key[:16]}"
 
     def prepare(self) -> None:
         """Remove what belongs to other work, and what a writer that was killed left half-written."""
         with disk_errors(self._folder):
-            for folder in self._out.glob(".parts-*"):
+            for folder in self._out.glob(f".{self._work}-*"):
                 if folder != self._folder:
                     shutil.rmtree(folder)
             for folder in (self._out, self._folder):
@@ -63,6 +72,18 @@ class Parts:
         except (OSError, SafetensorError):
             return None
         return part if _digest(part) == digest else None
+
+    def ensure(self, number: int, make: Callable[[], Part]) -> Part:
+        """Return a part: the one that is there, or else the one that is made now, and kept.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        part = self._read(number)
+        if part is None:
+            part = make()
+            self.write(number, part)
+        return part
 
     def join(self, count: int) -> Part:
         """Return all parts, in order, as one.

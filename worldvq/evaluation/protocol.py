@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import platform
@@ -34,7 +33,7 @@ from worldvq.evaluation import metrics
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.evaluation.measures import compare, count_regions, score
 from worldvq.evaluation.page import Rollouts, write_page
-from worldvq.evaluation.parts import Part, Parts
+from worldvq.evaluation.parts import Part, Parts, key_of
 from worldvq.evaluation.regions import small_region_recall
 from worldvq.evaluation.report_files import REPORT, clips_of, finite, situations_of, write_report
 from worldvq.evaluation.summary import summarize
@@ -97,7 +96,7 @@ class _Plan:
             "shown": self.shown.tolist(),
             "versions": _versions(),
         }
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        return key_of(about)
 
 
 def evaluate(

@@ -14,11 +14,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+import worldvq
 from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import UsageError
 from worldvq.evaluation import metrics
+from worldvq.evaluation.parts import Part, Parts, key_of
 from worldvq.evaluation.protocol import check_fits
 from worldvq.files.atomic import disk_errors, write_atomic
+from worldvq.files.lock import Lock
 from worldvq.media.pictures import acted_frames
 from worldvq.media.videos import write_video
 from worldvq.nn.memory import memory_errors
@@ -81,6 +84,8 @@ def act(
 ) -> dict[str, Any]:
     """Play episodes by model-predictive control and at random, on the same seeds; writes ``report.json``, ``act.mp4``.
 
+    Episodes that were played before an interruption are not played again.
+
     Args:
         world_folder: A trained world.
         data: Its dataset, which says what the environment is.
@@ -116,51 +121,73 @@ def act(
     )
     settings = {"planner": planner, "horizon": horizon, "every": every, "candidates": candidates, "prior": prior}
     about = {"env_id": stream.config.id, "world": world.hash(), "settings": settings, "seed": seed}
+    parts = Parts(out, key_of({**about, "env": stream.config.model_dump(mode="json"), "version": worldvq.__version__}))
     begun = time.monotonic()
     try:
         with memory_errors(f"fewer plans at once take less: --candidates, now {candidates}"), disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
-            planned, at_random = _play_all(stream, controller, episodes, seed, out / "act.mp4")
+            lock = Lock(out)
+            try:
+                parts.prepare()
+                played = _play_all(stream, controller, episodes, seed, out / "act.mp4", parts)
+                report = {**about, **compare(*played), "seconds": round(time.monotonic() - begun, 1)}
+                write_atomic(out / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
+                parts.remove()
+            finally:
+                lock.release()
     finally:
         stream.close()
-    report = {**about, **compare(planned, at_random), "seconds": round(time.monotonic() - begun, 1)}
-    write_atomic(out / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
     return report
 
 
-def compare(planned: list[_Episode], at_random: list[_Episode]) -> dict[str, Any]:
-    """Returns of both with 95 % bootstrap intervals over episodes, and of their difference, seed by seed."""
-    sums = [np.array([sum(episode.rewards) for episode in played]) for played in (planned, at_random)]
-    report: dict[str, Any] = {"episodes": len(planned)}
-    for name, played, returns in zip(("planner", "random"), (planned, at_random), sums, strict=True):
-        steps = [len(episode.rewards) for episode in played]
-        report[name] = {**metrics.mean_over_rows(returns), "returns": returns.tolist(), "steps": steps}
-    return {**report, "difference": metrics.mean_over_rows(sums[0] - sums[1])}
+def compare(returns: np.ndarray, steps: np.ndarray) -> dict[str, Any]:
+    """Returns of planning and at random with 95 % bootstrap intervals, and of their difference, seed by seed.
+
+    Args:
+        returns: (E, 2), of each episode, planned and at random.
+        steps: (E, 2) likewise.
+    """
+    report: dict[str, Any] = {"episodes": len(returns)}
+    for way, name in enumerate(("planner", "random")):
+        listed = {"returns": returns[:, way].tolist(), "steps": steps[:, way].tolist()}
+        report[name] = {**metrics.mean_over_rows(returns[:, way]), **listed}
+    return {**report, "difference": metrics.mean_over_rows(returns[:, 0] - returns[:, 1])}
 
 
 def _play_all(
-    stream: Any, controller: Controller, episodes: int, seed: int, video: Path
-) -> tuple[list[_Episode], list[_Episode]]:
-    """Play every seed both ways; writes the video after the first episode."""
-    planned, at_random = [], []
+    stream: Any, controller: Controller, episodes: int, seed: int, video: Path, parts: Parts
+) -> tuple[np.ndarray, np.ndarray]:
+    """Play every seed both ways, those that were not played before; returns and steps (E, 2)."""
+    played: list[Part] = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("planning", total=episodes)
+        say = functools.partial(_describe, bar, task)
         for number in range(episodes):
-            seeds = episode_seed(seed, number, _USE), episode_seed(seed, number, _USE + 1)
-            rng = np.random.default_rng(seeds[1])
-            at_random.append(_play(stream, seeds[0], functools.partial(random_action, stream.action_space, rng)))
-            film, say = number == 0, functools.partial(_describe, bar, task)
-            planned.append(_control(stream, controller, seeds[0], film, say))
-            if film:
-                _film(planned[0], stream.action_space, video)
-                planned[0] = _Episode(planned[0].rewards)
+            make = functools.partial(_both_ways, stream, controller, number, seed, None if number else video, say)
+            played.append(parts.ensure(number, make))
             bar.advance(task)
-            means = [np.mean([sum(episode.rewards) for episode in played]) for played in (planned, at_random)]
+            means = np.concatenate([part["returns"] for part in played]).mean(0)
             if not console.is_terminal:
                 print(f"episode {number + 1}/{episodes}: mean return {means[0]:.2f}, random {means[1]:.2f}", flush=True)
-    return planned, at_random
+    joined = parts.join(episodes)
+    return joined["returns"], joined["steps"]
+
+
+def _both_ways(
+    stream: Any, controller: Controller, number: int, seed: int, video: Path | None, say: Callable[[str], None]
+) -> Part:
+    """Play an episode by planning and at random; ``returns`` and ``steps`` (1, 2). Films the first where asked to."""
+    seeds = episode_seed(seed, number, _USE), episode_seed(seed, number, _USE + 1)
+    rng = np.random.default_rng(seeds[1])
+    at_random = _play(stream, seeds[0], functools.partial(random_action, stream.action_space, rng))
+    planned = _control(stream, controller, seeds[0], video is not None, say)
+    if video:
+        _film(planned, stream.action_space, video)
+    both = planned.rewards, at_random.rewards
+    returns, steps = [sum(rewards) for rewards in both], [len(rewards) for rewards in both]
+    return {"returns": np.array([returns], np.float64), "steps": np.array([steps], np.int64)}
 
 
 def _describe(bar: Progress, task: TaskID, words: str) -> None:

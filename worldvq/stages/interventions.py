@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+import worldvq
 from worldvq.config.code import import_named, search_last
 from worldvq.config.env import IMPORTED, EnvConfig
 from worldvq.data.episodes import EpisodeStore
@@ -26,6 +27,7 @@ from worldvq.evaluation.lasting_page import dreams_picture
 from worldvq.evaluation.long_dreams import STEPS, long_dreams
 from worldvq.evaluation.memory import there_and_back
 from worldvq.evaluation.objects import object_recall
+from worldvq.evaluation.parts import Parts, key_of
 from worldvq.evaluation.protocol import check_fits, sampling_of
 from worldvq.media.pictures import save_png
 from worldvq.nn.memory import memory_errors
@@ -130,10 +132,29 @@ def _play(
         if objects:
             report["objects"] = object_recall(world, stream, *_with_futures(store, found), *given)
         if decide:
-            report["decisions"] = decisions(world, stream, every, *given[:2])
+            report["decisions"] = _decide(world, store, stream, out, every, config)
     finally:
         stream.close()
     return report
+
+
+def _decide(
+    world: WorldModel, store: EpisodeStore, stream: Any, out: Path, situations: list[Situation], config: EvaluateConfig
+) -> dict[str, Any]:
+    """Run the test of decisions, which takes long: what each situation gave is kept until all are done."""
+    sampling = sampling_of(config)
+    about = {
+        "world": world.hash(),
+        "data": store.fingerprint(),
+        "situations": [situation.place.tolist() for situation in situations],
+        "given": [config.seed, config.context, sampling],
+        "version": worldvq.__version__,
+    }
+    parts = Parts(out, key_of(about), "decisions")
+    parts.prepare()
+    found = decisions(world, stream, situations, config.seed, sampling, parts=parts)
+    parts.remove()
+    return found
 
 
 def open_environment(env: EnvConfig, data: Path, trust: bool) -> Any:
