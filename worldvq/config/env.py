@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from worldvq.config.fields import Config, FrameSize, NonNegativeInt, PositiveInt
+from worldvq.errors import UsageError
 
-IMPORTED = "videos:"
-"""What the id of a dataset begins with that was imported from videos: nobody can play it."""
+VIDEOS, IMAGES = "videos:", "images:"
+IMPORTED = (VIDEOS, IMAGES)
+"""What the id of a dataset begins with that was imported from videos or images: nobody can play it."""
 
 
 class EnvConfig(Config):
@@ -37,3 +40,21 @@ class EnvConfig(Config):
     max_steps: PositiveInt | None = None
     """Truncate episodes after this many (skipped) steps; ``null`` leaves it to the environment, and where that has no
     limit takes 10,000."""
+
+    @property
+    def kind(self) -> str:
+        """Of an imported dataset, what it was imported from: ``videos`` or ``images``."""
+        return self.id.partition(":")[0]
+
+
+def refuse_images(env: EnvConfig, source: Path) -> None:
+    """Refuse a dataset of single images where frames have to follow each other.
+
+    Raises:
+        UsageError: It is one.
+    """
+    if env.id.startswith(IMAGES):
+        raise UsageError(
+            f"{source} holds single images ('{env.id}'), which do not follow each other: a tokenizer can learn from "
+            "them, but there is nothing to foresee; take recorded frames or videos"
+        )

@@ -25,6 +25,7 @@ from rich.progress import track
 from torch import Tensor
 
 import worldvq
+from worldvq.config.env import refuse_images
 from worldvq.data.clips import heldout_clips, read_clips, spread_by_change
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.sharing import Processes
@@ -225,8 +226,9 @@ def check_fits(world: WorldModel, store: EpisodeStore) -> None:
     """Refuse a dataset of other frames or actions than the world's.
 
     Raises:
-        UsageError: Names every field that differs, and both values.
+        UsageError: Names every field that differs, and both values; or it holds single images.
     """
+    refuse_images(store.meta.env, store.path)
     require_same(
         {"frame_size": store.meta.frame_size, "action_space": store.action_space.to_json()},
         {"frame_size": world.frame_size, "action_space": world.action_space.to_json()},

@@ -19,8 +19,11 @@ class TokenizerConfig(Config):
     """Height and width of a frame. Training takes them from the dataset; give them only to have others refused."""
     downsample: Literal[4, 8, 16] = 8
     """Pixels per token along each axis: 64 at 8 gives 8x8 tokens."""
+    architecture: Literal["patches", "strided"] = "patches"
+    """``patches``: patches of 4x4 through one matrix, nearly all work at token resolution; ``strided``: as in the paper
+    (van den Oord et al. 2017, section 4.1), 4x4 convolutions of stride 2, which take several times as long."""
     width: Annotated[int, Field(ge=8, le=2**16, multiple_of=8)] = 128
-    """Channels at token resolution; half as many at twice the resolution."""
+    """Channels at token resolution; at twice the resolution half as many, as many where ``strided``."""
     encoder_blocks: Depth = 2
     """Residual blocks at token resolution, before the codes."""
     decoder_blocks: Depth = 3

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from worldvq.models.config import TokenizerConfig
-from worldvq.nn.conv import Convolution, ResidualBlock, down, up
+from worldvq.nn.conv import Convolution, ResidualBlock, TransposedConvolution, down, up
 from worldvq.nn.quantizer import make_quantizer
 
 
@@ -32,37 +32,13 @@ PATCH = 4
 
 
 class Tokenizer(nn.Module):
-    """Encoder, quantizer and decoder; nearly all of the work is done at token resolution, where it is cheapest.
-
-    The decoder is the deeper one: what a token looks like is harder to say than which one it is.
-    """
+    """Encoder, quantizer and decoder, of the architecture that the config names."""
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.config = config
-        num_halvings = (config.downsample // PATCH).bit_length() - 1
-        widths = [config.width // 2**level for level in range(num_halvings, -1, -1)]  # from a patch to a token
-        dim = config.quantizer.code_dim
-        stem: list[nn.Module] = [down(3, widths[0], PATCH)]
-        for before, after in itertools.pairwise(widths):
-            stem += [nn.ReLU(), down(before, after, 2)]
-        self.encoder = nn.Sequential(
-            *stem,
-            *(ResidualBlock(config.width) for _ in range(config.encoder_blocks)),
-            nn.ReLU(),
-            Convolution(config.width, dim, 1),
-        )
-        self.quantizer = make_quantizer(config.quantizer)
-        head: list[nn.Module] = []
-        for before, after in itertools.pairwise(widths[::-1]):
-            head += [nn.ReLU(), up(before, after, 2)]
-        self.decoder = nn.Sequential(
-            Convolution(dim, config.width, 3),
-            *(ResidualBlock(config.width) for _ in range(config.decoder_blocks)),
-            *head,
-            nn.ReLU(),
-            up(widths[0], 3, PATCH, size=3),
-        )
+        make = {"patches": _patches, "strided": _strided}[config.architecture]
+        self.encoder, self.quantizer, self.decoder = make(config)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -88,3 +64,63 @@ class Tokenizer(nn.Module):
     def decode(self, tokens: Tensor) -> Tensor:
         """Return the frames (N, 3, H, W), about [-1, 1], of tokens (N, h, w)."""
         return self.decoder(self.quantizer.lookup(tokens))
+
+
+def _patches(config: TokenizerConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Return encoder, quantizer and decoder; nearly all of the work is done at token resolution, where it is cheapest.
+
+    The decoder is the deeper one: what a token looks like is harder to say than which one it is.
+    """
+    num_halvings = (config.downsample // PATCH).bit_length() - 1
+    widths = [config.width // 2**level for level in range(num_halvings, -1, -1)]  # from a patch to a token
+    dim = config.quantizer.code_dim
+    stem: list[nn.Module] = [down(3, widths[0], PATCH)]
+    for before, after in itertools.pairwise(widths):
+        stem += [nn.ReLU(), down(before, after, 2)]
+    encoder = nn.Sequential(
+        *stem,
+        *(ResidualBlock(config.width) for _ in range(config.encoder_blocks)),
+        nn.ReLU(),
+        Convolution(config.width, dim, 1),
+    )
+    quantizer = make_quantizer(config.quantizer)
+    head: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths[::-1]):
+        head += [nn.ReLU(), up(before, after, 2)]
+    decoder = nn.Sequential(
+        Convolution(dim, config.width, 3),
+        *(ResidualBlock(config.width) for _ in range(config.decoder_blocks)),
+        *head,
+        nn.ReLU(),
+        up(widths[0], 3, PATCH, size=3),
+    )
+    return encoder, quantizer, decoder
+
+
+def _strided(config: TokenizerConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Return encoder, quantizer and decoder as the paper has them (van den Oord et al. 2017, section 4.1).
+
+    A 4x4 convolution of stride 2 for every halving, then residual blocks; the decoder mirrors it with transposed
+    convolutions. The paper has two halvings, two blocks a half and 256 channels everywhere, and does not say where
+    there is a ReLU beside those in the blocks, nor how channels become a code and back: here a ReLU stands between any
+    two convolutions, and a 1x1 convolution leads to the codes and from them.
+    """
+    width, dim = config.width, config.quantizer.code_dim
+    num_halvings = config.downsample.bit_length() - 1
+    stem: list[nn.Module] = [Convolution(3, width, 4, stride=2)]
+    head: list[nn.Module] = []
+    for _ in range(num_halvings - 1):
+        stem += [nn.ReLU(), Convolution(width, width, 4, stride=2)]
+        head += [nn.ReLU(), TransposedConvolution(width, width)]
+    encoder = nn.Sequential(
+        *stem, *(ResidualBlock(width) for _ in range(config.encoder_blocks)), nn.ReLU(), Convolution(width, dim, 1)
+    )
+    quantizer = make_quantizer(config.quantizer)
+    decoder = nn.Sequential(
+        Convolution(dim, width, 1),
+        *(ResidualBlock(width) for _ in range(config.decoder_blocks)),
+        *head,
+        nn.ReLU(),
+        TransposedConvolution(width, 3),
+    )
+    return encoder, quantizer, decoder

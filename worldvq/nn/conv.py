@@ -8,22 +8,37 @@ from torch import Tensor, nn
 
 
 class Convolution(nn.Module):
-    """Convolution of stride 1 that keeps the size; its kernel is a matrix (out, size * size * in).
+    """Convolution whose kernel is a matrix (out, size * size * in); it divides the size by ``stride``.
 
     As a matrix Muon can orthogonalise its updates, and reshaped it is laid out channels-last.
     """
 
-    def __init__(self, in_width: int, out_width: int, size: int):
+    def __init__(self, in_width: int, out_width: int, size: int, stride: int = 1):
         super().__init__()
-        self.size = size
+        self.size, self.stride = size, stride
         fan_in = size * size * in_width
         self.weight = nn.Parameter(torch.randn(out_width, fan_in) / fan_in**0.5)
         self.bias = nn.Parameter(torch.zeros(out_width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve x (B, in, H, W) to (B, out, H, W)."""
+        """Convolve x (B, in, H, W) to (B, out, H / stride, W / stride)."""
         kernel = self.weight.unflatten(1, (self.size, self.size, -1)).permute(0, 3, 1, 2)  # (out, in, size, size)
-        return F.conv2d(x, kernel, self.bias, padding=self.size // 2)
+        return F.conv2d(x, kernel, self.bias, self.stride, padding=(self.size - 1) // 2)
+
+
+class TransposedConvolution(nn.Module):
+    """Transposed convolution of a 4x4 kernel that doubles the size; its kernel is a matrix (in, 4 * 4 * out)."""
+
+    def __init__(self, in_width: int, out_width: int):
+        super().__init__()
+        # Of the 16 taps of a kernel four meet at any one pixel.
+        self.weight = nn.Parameter(torch.randn(in_width, 16 * out_width) / (4 * in_width) ** 0.5)
+        self.bias = nn.Parameter(torch.zeros(out_width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raise x (B, in, H, W) to (B, out, 2H, 2W)."""
+        kernel = self.weight.unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)  # (in, out, 4, 4)
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
 class ResidualBlock(nn.Module):

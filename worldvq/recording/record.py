@@ -71,7 +71,7 @@ def record(
         RunError: The environment keeps failing, the disk is full, or somebody else is recording into ``out``.
             Committed episodes stay.
     """
-    _refuse_videos(env, out)
+    _refuse_imported(env, out)
     check_policy(config.policy)
     if config.frames is None and config.episodes is None:
         raise UsageError("nothing to record: set record.frames or record.episodes")
@@ -154,7 +154,7 @@ def settings_of(out: Path) -> tuple[EnvConfig, RecordConfig]:
         UsageError: There is no dataset.
     """
     meta = EpisodeStore.open(out).meta
-    _refuse_videos(meta.env, out)
+    _refuse_imported(meta.env, out)
     policy, *words = meta.policy.split(" ")
     kept = {"policy": policy, "hold": words[0]} if policy in ("held", "retrace") and words else {"policy": meta.policy}
     kept |= {"undo": meta.undo}
@@ -162,11 +162,12 @@ def settings_of(out: Path) -> tuple[EnvConfig, RecordConfig]:
     return meta.env, build(RecordConfig, kept, str(out / EpisodeStore.meta_file))
 
 
-def _refuse_videos(env: EnvConfig, out: Path) -> None:
+def _refuse_imported(env: EnvConfig, out: Path) -> None:
     if env.id.startswith(IMPORTED):
+        again = "add yours to the folder and import it again" if env.kind == "videos" else "import a folder of them"
         raise UsageError(
-            f"'{env.id}' are videos, which nobody can play: add yours to the folder and import it again "
-            f"(worldvq data import videos FOLDER --out {out}), or record an environment into another folder"
+            f"'{env.id}' are {env.kind}, which nobody can play: {again} "
+            f"(worldvq data import {env.kind} FOLDER --out {out}), or record an environment into another folder"
         )
 
 

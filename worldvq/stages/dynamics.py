@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import worldvq
+from worldvq.config.env import refuse_images
 from worldvq.config.yaml_loading import read_yaml
 from worldvq.data.clips import RewardedClipSampler, heldout_clips, read_clips
 from worldvq.data.tokens import TokenMeta, TokenStore
@@ -50,9 +51,10 @@ def train_dynamics(
     With ``start`` the weights begin with those of a run or world, see :func:`~worldvq.stages.start.start_from`.
 
     Raises:
-        UsageError: The tokens were made by another tokenizer, ``out`` holds another run, or the device is not there.
+        UsageError: The tokens are of single images, or made by another tokenizer, ``out`` holds another run, or the device is not there.
     """
     store = TokenStore.open(tokens)
+    refuse_images(store.meta.dataset.env, tokens)
     vqvae = load_tokenizer(tokenizer)
     made = {"tokenizer_hash": store.meta.tokenizer_hash, "grid": store.meta.grid, "num_codes": store.meta.num_codes}
     made |= {"frame_size": store.meta.dataset.frame_size}

@@ -165,7 +165,7 @@ def open_environment(env: EnvConfig, data: Path, trust: bool) -> Any:
         UsageError: It is code that the dataset names, and not trusted.
     """
     if env.id.startswith(IMPORTED):
-        raise CannotForkError(f"'{env.id}' are videos, which nobody can play")
+        raise CannotForkError(f"'{env.id}' are {env.kind}, which nobody can play")
     build = environment_of(env, data, trust)
     try:
         return build()

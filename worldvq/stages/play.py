@@ -90,7 +90,7 @@ def record_by_hand(env: EnvConfig, config: RecordConfig, out: Path, port: int) -
         UsageError: The environment cannot be played, or ``out`` holds another dataset; nothing was written.
     """
     if env.id.startswith(IMPORTED):
-        raise UsageError(f"'{env.id}' are videos, which nobody can play")
+        raise UsageError(f"'{env.id}' are {env.kind}, which nobody can play")
     config = as_before(config, out)
     stream = import_named(STREAM)(env)
     try:
@@ -112,7 +112,7 @@ def record_by_hand(env: EnvConfig, config: RecordConfig, out: Path, port: int) -
 def _environment(env: EnvConfig, data: Path, trust: bool) -> partial[Stream]:
     """Return what builds the environment of a dataset."""
     if env.id.startswith(IMPORTED):
-        raise UsageError(f"'{env.id}' are videos, which nobody can play: leave --real out")
+        raise UsageError(f"'{env.id}' are {env.kind}, which nobody can play: leave --real out")
     return environment_of(env, data, trust)
 
 

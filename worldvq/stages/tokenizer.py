@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from worldvq.config.env import refuse_images
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.media.pictures import save_png
@@ -46,6 +47,8 @@ def train_tokenizer(
             installed, or the device is not there.
     """
     store = EpisodeStore.open(data)
+    if config.tokenizer_loss.motion:
+        refuse_images(store.meta.env, data)
     config = config.for_frames(store.meta.frame_size, str(data))
     training = config.tokenizer_training
     main = make_accelerator(training.precision, device=device).is_main_process

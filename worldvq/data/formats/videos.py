@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from worldvq.config.env import IMPORTED, EnvConfig
+from worldvq.config.env import VIDEOS, EnvConfig
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.data.formats.action_tables import ActionTable, Track, read_arrays, read_table
 from worldvq.data.formats.action_values import SpaceOptions, Steps, choose_space, encode, steps_of
@@ -188,7 +188,7 @@ def _match(table: ActionTable, names: list[str]) -> dict[str, Track]:
 
 
 def _env_id(folder: Path) -> str:
-    return f"{IMPORTED}{folder.resolve().name}"
+    return f"{VIDEOS}{folder.resolve().name}"
 
 
 def _before(out: Path, folder: Path, paths: list[Path]) -> EpisodeStore | None:
