@@ -15,7 +15,16 @@ from worldvq.stages.experiment import ExperimentConfig, built_in_configs, load_c
 
 def test_every_built_in_config_is_listed_with_a_sentence():
     lines = succeed("config", "list", how=spawn_light).splitlines()
-    assert [line.split()[0] for line in lines] == ["car", "defend", "dmlab", "doom", "maze", "maze_hour", "tiny"]
+    assert [line.split()[0] for line in lines] == [
+        "car",
+        "defend",
+        "dmlab",
+        "doom",
+        "imagenet128",
+        "maze",
+        "maze_hour",
+        "tiny",
+    ]
     assert all(len(line.split()) > 5 and line.endswith(".") for line in lines)
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from worldvq.models.config import TokenizerConfig
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
-from worldvq.nn.conv import Convolution, down, up
+from worldvq.nn.conv import Convolution, TransposedConvolution, down, up
 from worldvq.training.config import OptimizerConfig
 from worldvq.training.optimizers import make_optimizer
 
@@ -50,11 +50,14 @@ def test_tokenizers_of_every_factor_return_the_size_they_were_given(downsample, 
     assert output.tokens.shape == (2, size[0] // downsample, size[1] // downsample) == (2, *tokenizer.grid)
 
 
-def test_muon_trains_every_kernel_of_a_tokenizer_and_no_bias():
-    tokenizer = Tokenizer(TokenizerConfig(frame_size=(16, 16), width=8))
+@pytest.mark.parametrize("architecture", ["patches", "strided"])
+def test_muon_trains_every_kernel_of_a_tokenizer_and_no_bias(architecture):
+    tokenizer = Tokenizer(TokenizerConfig(frame_size=(16, 16), width=8, architecture=architecture))
     optimizer = make_optimizer(tokenizer, OptimizerConfig(kind="muon"))
     muon = {id(p) for p in optimizer.param_groups[0]["params"]}
-    assert muon == {id(m.weight) for m in tokenizer.modules() if isinstance(m, Convolution)}
+    kernels = {id(m.weight) for m in tokenizer.modules() if isinstance(m, Convolution | TransposedConvolution)}
+    tables = {id(p) for p in tokenizer.parameters() if p.ndim == 2} - {id(tokenizer.quantizer.codebook)}
+    assert muon == kernels == tables
     assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
         id(p) for p in tokenizer.parameters()
     }

@@ -30,6 +30,7 @@ tokenizers = st.builds(
     TokenizerConfig,
     frame_size=st.just((64, 96)),
     downsample=st.sampled_from([4, 8, 16]),
+    architecture=st.sampled_from(["patches", "strided"]),
     width=st.sampled_from([8, 16, 72, 512]),
     encoder_blocks=st.integers(0, 5),
     decoder_blocks=st.integers(0, 5),
@@ -78,7 +79,7 @@ def builder(make, built):
     return build
 
 
-@pytest.mark.parametrize("name", ["tiny", "maze", "doom", "car"])
+@pytest.mark.parametrize("name", ["tiny", "maze", "doom", "car", "imagenet128"])
 def test_models_of_the_usual_size_are_built_once(tmp_path, name):
     """Building on the meta device imports torch's compiler, which takes a second."""
     config = load_config(name)

@@ -140,11 +140,15 @@ def import_images_command(
     folder: Annotated[Path, typer.Argument(help="Folder of images, at any depth; its folders are the classes.")],
     out: Annotated[Path, typer.Option(help="Folder of the dataset; an interrupted import is continued.")],
     size: Annotated[str, typer.Option(help="Side of the stored frames, 128 or 96x128.")] = "128",
-    fit: Annotated[str, typer.Option(help="Where shapes differ: crop (the middle), squash or pad (black bars).")] = "crop",
+    fit: Annotated[
+        str, typer.Option(help="Where shapes differ: crop (the middle), squash or pad (black bars).")
+    ] = "crop",
     heldout_every: Annotated[
         int, typer.Option(min=1, help="Of each class one image in so many is for evaluation only; 1: all of them.")
     ] = 10,
-    compression: Annotated[str, typer.Option(help="none, or zstd, which loses nothing; needs the zstd extra.")] = "none",
+    compression: Annotated[
+        str, typer.Option(help="none, or zstd, which loses nothing; needs the zstd extra.")
+    ] = "none",
 ) -> None:
     """Make a dataset of a folder of images, for a tokenizer and models of single frames.
 
@@ -158,9 +162,7 @@ def import_images_command(
     if compression not in ("none", "zstd"):
         raise UsageError(f"--compression {compression}: none or zstd")
     sides = parse_size(size)
-    with import_images(
-        folder, out, size=sides, fit=fit, heldout_every=heldout_every, compression=compression
-    ) as store:
+    with import_images(folder, out, size=sides, fit=fit, heldout_every=heldout_every, compression=compression) as store:
         heldout = sum(store.entry(number).num_frames for number in store.numbers("heldout"))
         print(f"{out}: {plural(len(store), 'episode')}, {plural(store.num_frames, 'image')}, {heldout:,} held out")
 

@@ -1,4 +1,4 @@
-"""``worldvq train tokenizer``, ``worldvq tokenize`` and ``worldvq train dynamics``."""
+"""``worldvq train tokenizer``, ``worldvq tokenize``, ``worldvq train dynamics`` and ``worldvq reconstruct``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from worldvq.cli.options import ConfigOption, DeviceOption, Overrides, given, runs
-from worldvq.errors import plural
+from worldvq.errors import UsageError, plural
 
 app = typer.Typer()
 train_app = typer.Typer(help="Train a tokenizer, then the dynamics on its tokens.", no_args_is_help=True)
@@ -115,6 +115,32 @@ def tokenize_command(
     store = tokenize(tokenizer, data, out, device)
     if is_first_process():
         print(f"{out}: tokens of {plural(len(store), 'episode')}")
+
+
+@app.command("reconstruct")
+def reconstruct_command(
+    tokenizer: Annotated[Path, typer.Option(help="Run folder of a trained tokenizer, or a world.")],
+    data: Annotated[Path, typer.Option(help="Dataset; only its held-out episodes are used.")],
+    out: Annotated[Path, typer.Option(help="The picture, a PNG.")],
+    frames: Annotated[int, typer.Option(min=1, help="Frames in the picture.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of their choice.")] = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw held-out frames above what comes back of their tokens; PSNR, SSIM and bits of all held-out frames.
+
+    Example: worldvq reconstruct --tokenizer runs/doom/tokenizer --data runs/doom/data --out reconstructions.png
+    """
+    from worldvq.stages.reconstruct import reconstruct
+
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out}: the picture is a PNG, its name ends in .png")
+    found = reconstruct(tokenizer, data, out, frames, seed, device)
+    print(f"{plural(found.num_frames, 'held-out frame')}: PSNR {found.psnr:.2f} dB, SSIM {found.ssim:.3f}")
+    print(
+        f"bits a frame: {found.bits:,.0f} in {found.tokens:,} tokens, 1/{found.raw_bits / found.bits:.0f} of its "
+        f"pixels; {found.tokens * found.entropy:,.0f} by the entropy of the codes, {found.entropy:.2f} a token"
+    )
+    print(found.picture)
 
 
 def _with_options(overrides: list[str], section: str, steps: int | None, seed: int | None) -> list[str]:

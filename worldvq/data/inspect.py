@@ -17,6 +17,7 @@ from worldvq.types import ActionSpace
 SHEET_EPISODES, SHEET_FRAMES, SHEET_SIDE = 8, 12, 128
 VIDEO_EPISODES, VIDEO_FRAMES, VIDEO_SIDE = 4, 300, 192
 """How many are drawn, and, where no scale is given, about how large, in pixels."""
+SHOWN_LABELS = 20
 
 
 def open_store(path: str | Path) -> EpisodeStore | TokenStore:
@@ -80,6 +81,9 @@ def _episode_rows(store: EpisodeStore | TokenStore) -> dict[str, str]:
         "return": f"{min(returns):.3g} to {max(returns):.3g}, mean {np.mean(returns):.3g}",
         "on disk": f"{size / 2**20:.1f} MiB",
     }
+    if labels := sorted({entry.label for entry in entries} - {""}):
+        more = f" and {len(labels) - SHOWN_LABELS:,} more" if len(labels) > SHOWN_LABELS else ""
+        rows["labels"] = f"{len(labels):,}: {', '.join(labels[:SHOWN_LABELS])}{more}"
     space = store.action_space
     if space.kind == "discrete":
         counts = sum(np.bincount(store.mapped(entry.number).actions, minlength=space.nvec[0]) for entry in entries)

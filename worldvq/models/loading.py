@@ -33,8 +33,10 @@ def tokenizer_size(config: TokenizerConfig) -> int:
     """Return an upper bound of the number of elements of a tokenizer."""
     width, dim, codes = config.width, config.quantizer.code_dim, config.quantizer.num_codes
     blocks = config.encoder_blocks + config.decoder_blocks
-    strided = 2 * 16 * 4 * width**2 if config.architecture == "strided" else 0  # both halves, at most four halvings
-    return strided + blocks * (10 * width**2 + 2 * width) + 8 * width**2 + (500 + 10 * dim) * width + 4 * codes * (dim + 1) + 1000
+    ends = 8 * width**2 + (500 + 10 * dim) * width
+    if config.architecture == "strided":
+        ends += 2 * 4 * 16 * width**2  # both halves, as if for the most halvings
+    return blocks * (10 * width**2 + 2 * width) + ends + 4 * codes * (dim + 1) + 1000
 
 
 def dynamics_size(config: DynamicsConfig, grid: tuple[int, int], num_codes: int, space: ActionSpace) -> int:

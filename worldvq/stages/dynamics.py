@@ -51,7 +51,8 @@ def train_dynamics(
     With ``start`` the weights begin with those of a run or world, see :func:`~worldvq.stages.start.start_from`.
 
     Raises:
-        UsageError: The tokens are of single images, or made by another tokenizer, ``out`` holds another run, or the device is not there.
+        UsageError: The tokens are of single images, or made by another tokenizer, ``out`` holds another run, or the
+            device is not there.
     """
     store = TokenStore.open(tokens)
     refuse_images(store.meta.dataset.env, tokens)

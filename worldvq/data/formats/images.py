@@ -7,6 +7,7 @@ do refuses such a dataset (:func:`worldvq.config.env.refuse_images`).
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 from collections import Counter
@@ -30,8 +31,8 @@ from worldvq.media.fit import Fit, fit_image
 from worldvq.media.image_reading import IMAGE_SUFFIXES, read_image
 from worldvq.types import Episode
 
-GROUP = 64
-"""Most images of an episode."""
+GROUP, LEAST = 64, 3
+"""Most images of an episode, and the least where a class has as many: two that can be read have to be left."""
 NAMED = 20
 """Of what cannot be read, how many files are named in the output; each episode's meta names all of its own."""
 _WAY_OUT = "import into another folder"
@@ -198,10 +199,11 @@ def make_groups(classes: dict[str, list[Source]], heldout_every: int) -> list[Gr
     groups = []
     for label, images in sorted(pooled.items()):
         images = sorted(images, key=lambda image: hashlib.sha256(os.fsencode(image.path)).digest())
-        whole = len(images) >= 2 * heldout_every  # else too few for one held-out episode of two
-        count = heldout_every * math.ceil(len(images) / (heldout_every * GROUP)) if whole else len(images) // 2
+        whole = len(images) >= LEAST * heldout_every  # else too few to hold out an episode of every class
+        rounds = math.ceil(len(images) / (heldout_every * GROUP))
+        count = heldout_every * rounds if whole else max(1, len(images) // LEAST)
         ends = [len(images) * part // count for part in range(count + 1)]
-        groups += [Group(label, images[begin:end]) for begin, end in zip(ends, ends[1:], strict=False)]
+        groups += [Group(label, images[begin:end]) for begin, end in itertools.pairwise(ends)]
     if not groups:
         raise UsageError("there is one image, a dataset needs two")
     return groups
@@ -238,9 +240,7 @@ def _check_before(out: Path, folder: Path, digest: str) -> None:
 # ------------------------------------------------------------------------------------------------ reading them
 
 
-def _read_group(
-    folder: Path, number: int, group: Group, size: tuple[int, int], fit: Fit, said: Said
-) -> Episode | None:
+def _read_group(folder: Path, number: int, group: Group, size: tuple[int, int], fit: Fit, said: Said) -> Episode | None:
     """Read the images of an episode; None where fewer than two can be read."""
     frames, names, unreadable = [], [], {}
     for image in group.images:
