@@ -21,7 +21,7 @@ class TokenizerConfig(Config):
     """Pixels per token along each axis: 64 at 8 gives 8x8 tokens."""
     architecture: Literal["patches", "strided"] = "patches"
     """``patches``: patches of 4x4 through one matrix, nearly all work at token resolution; ``strided``: as in the paper
-    (van den Oord et al. 2017, section 4.1), 4x4 convolutions of stride 2, which take several times as long."""
+    (van den Oord et al. 2017, section 4.1), 4x4 convolutions of stride 2: about twice the work at ``downsample`` 4."""
     width: Annotated[int, Field(ge=8, le=2**16, multiple_of=8)] = 128
     """Channels at token resolution; at twice the resolution half as many, as many where ``strided``."""
     encoder_blocks: Depth = 2
