@@ -30,7 +30,7 @@ def main(
     stride: Annotated[int, typer.Option(min=1, help="Pixels from a crop to the next one, of those to train on.")] = 32,
 ) -> None:
     """Write crops of the pictures as PNG files."""
-    counts = dict.fromkeys(("train", "heldout"), 0)
+    counts = {"train": 0, "heldout": 0}
     for name, picture in pictures().items():
         height, width = picture.shape[:2]
         border = width - max(width // 4, size)

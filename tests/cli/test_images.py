@@ -1,6 +1,5 @@
 """A folder of images walks the road: import, the paper's own tokenizer, tokens, reconstructions; films it is not."""
 
-import math
 import re
 import runpy
 
@@ -156,7 +155,3 @@ def test_samples_to_train_on_and_held_out_share_no_pixel(tmp_path):
             assert files and covered.any()
             seen[part] = covered
         assert not (seen["train"] & seen["heldout"]).any()
-
-
-def test_bits_are_those_of_the_codes():
-    assert math.log2(512) * 32 * 32 == 9216  # what the paper compresses 128x128x3x8 = 393,216 to, by 42.6

@@ -1,8 +1,11 @@
 """A folder of images becomes a dataset: whatever way pixels are kept, whatever else lies there, and after any stop."""
 
 import hashlib
+import io
+import math
 import os
 import struct
+import tempfile
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -160,6 +163,29 @@ def test_what_is_no_whole_image_is_one_line_that_names_it(tmp_path):
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 300 + len(str(tmp_path))
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM"]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=4),
+    st.floats(0.02, 1),
+)
+def test_damage_is_an_image_or_an_error_that_names_the_file(kind, flips, kept):
+    buffer = io.BytesIO()
+    Image.fromarray(picture(3, 12, 20)).save(buffer, kind)
+    data = bytearray(buffer.getvalue())
+    for place, change in flips:
+        data[int(place * len(data))] ^= change
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "damaged"
+        path.write_bytes(data[: math.ceil(kept * len(data))])
+        try:
+            pixels, _ = read_image(path)
+            assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[-1] == 3
+        except CorruptFileError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            assert flips or kept < 1
+
+
 def test_a_pipe_does_not_hold_it_up(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(CorruptFileError, match="not a regular file"):
@@ -259,7 +285,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_there(tmp_path, capsys):
         kept = [name for number in store.numbers() for name in store.mapped(number).meta["images"]]
         named = {name for number in store.numbers() for name in store.mapped(number).meta.get("unreadable", {})}
     out = capsys.readouterr().out
-    assert "(left out: 2 hidden, 1 other files, 2 symbolic links)" in out
+    assert "(left out: hidden 2, other files 1, symbolic links 2)" in out
     lost = [line for line in out.splitlines() if line.startswith("left out, as fewer than two")]
     assert set(kept) <= {*made, "a/alpha.png"} and (len(kept) == 21 or lost)
     assert named <= {f"a/{name}" for name in bad}
@@ -329,7 +355,7 @@ def test_folders_without_images(tmp_path):
         import_images(tmp_path / "gone", tmp_path / "d")
     (tmp_path / "f" / "a").mkdir(parents=True)
     (tmp_path / "f" / "a" / "notes.txt").write_text("hello")
-    with pytest.raises(UsageError, match=r"holds no images: none .* \(left out: 1 other files\)"):
+    with pytest.raises(UsageError, match=r"holds no images: none .* \(left out: other files 1\)"):
         import_images(tmp_path / "f", tmp_path / "d")
     assert not (tmp_path / "d").exists()
     (tmp_path / "f" / "a.png").write_bytes(b"")

@@ -136,9 +136,10 @@ def reconstruct_command(
         raise UsageError(f"--out {out}: the picture is a PNG, its name ends in .png")
     found = reconstruct(tokenizer, data, out, frames, seed, device)
     print(f"{plural(found.num_frames, 'held-out frame')}: PSNR {found.psnr:.2f} dB, SSIM {found.ssim:.3f}")
+    share = found.raw_bits / max(found.bits, 1)
     print(
-        f"bits a frame: {found.bits:,.0f} in {found.tokens:,} tokens, 1/{found.raw_bits / found.bits:.0f} of its "
-        f"pixels; {found.tokens * found.entropy:,.0f} by the entropy of the codes, {found.entropy:.2f} a token"
+        f"bits a frame: {found.bits:,.0f} in {found.tokens:,} tokens, 1/{share:.0f} of its pixels; "
+        f"{found.tokens * found.entropy:,.0f} by the entropy of the codes, {found.entropy:.2f} a token"
     )
     print(found.picture)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from worldvq.models.config import TokenizerConfig
 from worldvq.nn.conv import Convolution, ResidualBlock, TransposedConvolution, down, up
-from worldvq.nn.quantizer import make_quantizer
+from worldvq.nn.quantizer import Quantizer, make_quantizer
 
 
 class Reconstruction(NamedTuple):
@@ -66,7 +66,7 @@ class Tokenizer(nn.Module):
         return self.decoder(self.quantizer.lookup(tokens))
 
 
-def _patches(config: TokenizerConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _patches(config: TokenizerConfig) -> tuple[nn.Sequential, Quantizer, nn.Sequential]:
     """Return encoder, quantizer and decoder; nearly all of the work is done at token resolution, where it is cheapest.
 
     The decoder is the deeper one: what a token looks like is harder to say than which one it is.
@@ -97,7 +97,7 @@ def _patches(config: TokenizerConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
     return encoder, quantizer, decoder
 
 
-def _strided(config: TokenizerConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _strided(config: TokenizerConfig) -> tuple[nn.Sequential, Quantizer, nn.Sequential]:
     """Return encoder, quantizer and decoder as the paper has them (van den Oord et al. 2017, section 4.1).
 
     A 4x4 convolution of stride 2 for every halving, then residual blocks; the decoder mirrors it with transposed

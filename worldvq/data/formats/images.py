@@ -142,7 +142,7 @@ def _scan(folder: Path) -> dict[str, list[Source]]:
         label = printable(path.parts[0])[:MAX_LABEL] if len(path.parts) > 1 else ""
         classes.setdefault(label, []).append(Source(str(path), entry.stat().st_size))
     count = sum(len(images) for images in classes.values())
-    rest = ", ".join(f"{number:,} {what}" for what, number in sorted(left_out.items()))
+    rest = ", ".join(f"{what} {number:,}" for what, number in sorted(left_out.items()))
     if not count:
         raise UsageError(
             f"{folder} holds no images: none of its files ends in {', '.join(IMAGE_SUFFIXES)}"
