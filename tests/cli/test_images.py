@@ -14,6 +14,8 @@ from support.programs import ROOT
 
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.tokens import TokenStore
+from worldvq.errors import UsageError
+from worldvq.evaluation.protocol import check_fits
 from worldvq.models.loading import load_tokenizer
 from worldvq.types import frames_from_model, frames_to_model
 
@@ -121,6 +123,15 @@ def test_a_run_continues(here):
 def test_mistakes_are_one_line(here, arguments, code, words):
     check_error(run(*arguments.split()), code, words)
     assert not (here / "x").exists() and not (here / "x.png").exists()
+
+
+def test_what_imagines_and_evaluates_refuses_images(here):
+    """`imagine`, `evaluate`, `act` and `play` ask this before they look at the world."""
+    with (
+        EpisodeStore.open("data") as store,
+        pytest.raises(UsageError, match=r"data holds single images .* take recorded"),
+    ):
+        check_fits(None, store)
 
 
 def test_a_dataset_that_holds_nothing_out(here):
