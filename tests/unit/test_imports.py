@@ -22,11 +22,12 @@ MAY_IMPORT = {
     "worldvq.recording": (*DATA, "worldvq.recording"),
     "worldvq.training": (*LOW, "worldvq.nn", "worldvq.training"),
     "worldvq.planning": (*WORLD, "worldvq.planning"),
+    "worldvq.compression": (*WORLD, *DATA, "worldvq.compression"),
     "worldvq.evaluation": (*WORLD, *DATA, "worldvq.planning", "worldvq.evaluation"),
     "worldvq.play": (*WORLD, *DATA, "worldvq.play"),
     "worldvq.stages": (
         *(*WORLD, *DATA, "worldvq.recording", "worldvq.training", "worldvq.planning", "worldvq.evaluation"),
-        "worldvq.play",
+        *("worldvq.play", "worldvq.compression"),
         "worldvq.stages",
     ),
     "worldvq_envs": ("worldvq.types", "worldvq.errors", "worldvq.config", "worldvq_envs"),
@@ -35,7 +36,7 @@ MAY_IMPORT = {
 }
 """What each room may import of this project. Only ``worldvq.cli`` may import everything."""
 ROOMS = {"cli", "config", "data", "evaluation", "files", "media", "models", "nn", "recording", "stages", "training"}
-ROOMS |= {"planning", "play", "world"}
+ROOMS |= {"compression", "planning", "play", "world"}
 
 
 def modules():

@@ -135,6 +135,27 @@ class TokenStore(Store[TokenMeta]):
             self._held[number] = self._load(entry)
         return self._held[number]
 
+    def recorded(self, number: int) -> Episode:
+        """All that is kept of an episode but its tokens; its frames (T+1, 0, 0, 3) have no pixels.
+
+        Raises:
+            UsageError: There is no such episode.
+            CorruptFileError: Its file is missing, or not what was committed.
+        """
+        entry, held = self.entry(number), self.mapped(number)
+        path = self.path / entry.file
+        about = check_listed(path, map_file(path), entry)
+        return Episode(
+            frames=np.zeros((entry.num_frames, 0, 0, 3), np.uint8),
+            actions=held.actions,
+            rewards=held.rewards,
+            terminated=entry.terminated,
+            truncated=entry.truncated,
+            interrupted=entry.interrupted,
+            seed=entry.seed,
+            meta=about["meta"],
+        )
+
     def rewards(self, number: int) -> np.ndarray:
         """Rewards (T,) of an episode, without its tokens: its file is mapped, and not kept.
 
