@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from worldvq.cli.options import DeviceOption
 from worldvq.errors import plural
 
 if TYPE_CHECKING:
@@ -53,6 +54,36 @@ def decompress_command(
 
     store = decompress(world, file, out)
     print(f"{out}: tokens of {plural(len(store), 'episode')}")
+
+
+@app.command("likelihood")
+def likelihood_command(
+    world: WorldOption,
+    data: Annotated[Path, typer.Option(help="Dataset; held-out frames are scored, training frames fit the scale.")],
+    clips: Annotated[int, typer.Option(min=1, help="Held-out clips, or as many as there are.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the clips.")] = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Bound how probable held-out frames are, in bits per dimension, beside lossless picture formats.
+
+    The likelihood of a frame given its tokens is a discretised logistic around what the decoder says, whose scale is
+    fitted on training frames. To that come the bits of the tokens.
+
+    Example: worldvq likelihood --world runs/demo/world --data runs/demo/data
+    """
+    from worldvq.evaluation.likelihood import measure_likelihood
+    from worldvq.world.model import WorldModel
+
+    found = measure_likelihood(WorldModel.load(world, device), data, clips, seed)
+    scale = " ".join(f"{channel:.2f}" for channel in found.scale)
+    table = Table("bits per dimension", "given tokens", "tokens", "in all", title=plural(found.num_frames, "frame"))
+    for name, bits in found.priors.items():
+        total = f"{found.reconstruction + bits:.3f}"
+        table.add_row(f"this world; {name}", f"{found.reconstruction:.3f}", f"{bits:.3f}", total)
+    for name, bits in found.lossless.items():
+        table.add_row(name, "", "", f"{bits:.3f}")
+    Console().print(table)
+    print(f"PSNR {found.psnr:.2f} dB; scale of the logistic (red, green, blue) {scale} of 255")
 
 
 def _print(report: CompressReport) -> None:
