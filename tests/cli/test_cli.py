@@ -335,6 +335,20 @@ def test_evaluate_runs_no_code_that_a_dataset_names(verbs, tmp_path):
     check_error(result, 2, ["somebody:Else-v0", "--trust"])
 
 
+def test_tokens_are_compressed_and_come_back(verbs, tmp_path):
+    file, world = tmp_path / "tokens.wvq", ["--world", verbs / "world"]
+    text = succeed("compress", *world, "--tokens", verbs / "tokens", "--episodes", "heldout", "--out", file)
+    assert "% against their cross-entropy" in text and "tokens/s" in text and f"{file.stat().st_size:,}" in text
+    assert "tokens of 1 episode" in succeed("decompress", *world, file, "--out", tmp_path / "back")
+    (path,) = (tmp_path / "back" / "episodes").iterdir()
+    assert path.read_bytes() == (verbs / "tokens" / "episodes" / path.name).read_bytes()
+
+
+def test_likelihood_is_a_table_of_bits(verbs):
+    text = succeed("likelihood", "--world", verbs / "world", "--data", verbs / "data", "--clips", 2, "--device", "cpu")
+    assert "16 frames" in text and "lossless WebP" in text and "scale of the logistic" in text
+
+
 def test_data_is_described_checked_and_drawn(verbs, tmp_path):
     text = succeed("data", "info", verbs / "data")
     assert "worldvq/Maze-v0" in text and "400 of 64x64" in text and "forward" in text

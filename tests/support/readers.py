@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
 import yaml
 
+from worldvq.compression import container
 from worldvq.config.env import EnvConfig
 from worldvq.config.yaml_loading import dump_yaml
 from worldvq.data.episode_files import IndexEntry, read_index
@@ -39,7 +41,8 @@ from worldvq.world.actions import read_actions
 from worldvq.world.model import WorldModel
 
 NAMES = [
-    *("episode", "episode_zstd", "index", "dataset", "tokens", "token_store", "tokenizer", "tokenizer_weights"),
+    *("episode", "episode_zstd", "index", "dataset", "tokens", "token_store", "compressed"),
+    *("tokenizer", "tokenizer_weights"),
     *("world", "world_dynamics", "weights", "config", "run_config", "run_inputs", "manifest", "checkpoint"),
     *("optimizer", "metrics", "part", "actions_json", "actions_npy", "report", "clips"),
 ]
@@ -141,7 +144,29 @@ def _stores(root: Path, space: ActionSpace) -> dict[str, Reader]:
         (plain,),
         lambda: TokenStore.open(tokens).meta,
     )
+    found["compressed"] = _compressed(root / "tokens.wvq", TokenStore.open(tokens))
     return found
+
+
+def _compressed(file: Path, store: TokenStore) -> Reader:
+    """Tokens as a coder might have left them; ``read`` finds that the hash of what follows the header is right."""
+    kept = container.Compressed(
+        settings={"world": "f" * 64},
+        store=store.meta,
+        numbers=[0],
+        episodes=[store.recorded(0)],
+        digests=[container.digest(store.mapped(0).tokens)],
+        streams=[np.arange(5, dtype=np.uint32)],
+    )
+    good, _ = container.to_bytes(kept)
+    file.write_bytes(good)
+    (stated,) = re.findall(rb'sha256\\": \\"(\w+)', good)
+
+    def read(_: bytes) -> None:
+        with mock.patch.object(container, "_hash", return_value=stated.decode()):
+            container.read(file)
+
+    return Reader(file, read, (), lambda: str(container.read(file)))
 
 
 def _episode(kind: type[EpisodeStore] | type[TokenStore], folder: Path) -> Reader:

@@ -21,7 +21,7 @@ from worldvq.world.model import WorldModel
 
 SCORED = 8
 """Frames of a clip that are scored, after as many as the dynamics' attention over time sees."""
-FITTED = 512
+FITTED = 128
 """Training frames on which the scale is fitted; that is three numbers."""
 BATCH = 16
 """Clips that the dynamics scores at a time."""
