@@ -144,7 +144,8 @@ def _pack(data: bytes) -> np.ndarray:
 def _hash(arrays: dict[str, np.ndarray]) -> str:
     hashed = hashlib.sha256()
     for name in sorted(arrays):
-        hashed.update(f"{name} {arrays[name].nbytes} ".encode() + arrays[name].tobytes())
+        hashed.update(f"{name} {arrays[name].nbytes} ".encode())
+        hashed.update(arrays[name].data)
     return hashed.hexdigest()
 
 
@@ -207,7 +208,7 @@ def _parse(description: Description, raw: dict[str, np.ndarray], path: Path) -> 
     ends = [0, *raw["stream_ends"].tolist()]
     if sorted(ends) != ends or ends[-1] * 4 != raw["streams"].size:
         raise ValueError("the streams do not fill their place")
-    words = raw["streams"].copy().view("<u4").astype(np.uint32)
+    words = raw["streams"].copy().view("<u4").astype(np.uint32, copy=False)
     streams = [words[begin:end] for begin, end in itertools.pairwise(ends)]
     digests = [raw["digests"][DIGEST * i : DIGEST * (i + 1)].tobytes() for i in range(len(numbers))]
     return Compressed(description.settings, description.store, numbers, episodes, digests, streams)
