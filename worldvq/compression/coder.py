@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,9 +96,8 @@ def encode(
         UsageError: constriction is missing, or something does not fit the world.
     """
     _check(world, [len(one) for one in tokens])
-    assert constriction is not None
     rows = _padded(tokens).reshape(len(tokens), len(tokens[0]), -1)  # (B, T+1, h w)
-    coder = constriction.stream.queue.RangeEncoder()
+    coder = _library().queue.RangeEncoder()
     family, uniform = _models(world)
     bits = 0.0
 
@@ -140,8 +141,7 @@ def decode(
         ValueError: The coder finds that this is no stream of these probabilities.
     """
     _check(world, lengths)
-    assert constriction is not None
-    coder = constriction.stream.queue.RangeDecoder(stream)
+    coder = _library().queue.RangeDecoder(stream)
     family, uniform = _models(world)
 
     def code(frame: int, place: int, probabilities: np.ndarray | None) -> np.ndarray:
@@ -153,8 +153,7 @@ def decode(
             raise ValueError(str(error)) from None
 
     tokens = _walk(world.dynamics, _taken(world, actions), lengths, code, progress)
-    dtype = np.uint16 if world.dynamics.num_codes <= 2**16 else np.int32
-    return [row[:length].astype(dtype) for row, length in zip(tokens.numpy(), lengths, strict=True)]
+    return [row[:length].astype(np.uint16) for row, length in zip(tokens.numpy(), lengths, strict=True)]
 
 
 @torch.no_grad()
@@ -173,8 +172,7 @@ def _walk(
     Returns:
         The tokens (B, T+1, h, w) int64, zeros after the end of a row.
     """
-    height, width = dynamics.grid
-    places = height * width
+    places = math.prod(dynamics.grid)
     tokens = torch.zeros(len(lengths), lengths[0], places, dtype=torch.int64)
     with _one_thread():
         state = dynamics.start(len(lengths))
@@ -213,15 +211,19 @@ def _one_thread() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def _models(world: WorldModel) -> tuple:
+def _library() -> Any:
+    """Return what constriction has for coding streams."""
+    require_constriction()
+    return constriction.stream  # type: ignore[union-attr]
+
+
+def _models(world: WorldModel) -> tuple[Any, Any]:
     """Return the coder's models of tokens whose probabilities are given, and of those that are equally probable."""
-    assert constriction is not None
-    model = constriction.stream.model
+    model = _library().model
     return model.Categorical(perfect=False), model.Uniform(world.dynamics.num_codes)
 
 
 def _check(world: WorldModel, lengths: Sequence[int]) -> None:
-    require_constriction()
     codes = world.dynamics.num_codes
     if not 2 <= codes <= MAX_CODES:
         raise UsageError(f"this world has {plural(codes, 'code')}; tokens of 2 to {MAX_CODES:,} codes can be coded")
