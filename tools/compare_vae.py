@@ -32,6 +32,9 @@ from worldvq.training.identity import begin_run
 from worldvq.types import Clip, frames_to_model
 from worldvq.world.model import WorldModel
 
+SCALE_RATE = 10.0
+"""How much faster than weights the log scale learns: in few steps it has to fall by more than their rates add up to."""
+
 
 class GaussianAutoencoder(nn.Module):
     """A tokenizer's encoder and decoder with a Gaussian latent between them."""
@@ -42,7 +45,12 @@ class GaussianAutoencoder(nn.Module):
         # The encoder's last layer says twice as many numbers: means and log variances.
         self.encoder = Tokenizer(config.model_copy(update={"quantizer": quantizer})).encoder
         self.decoder = Tokenizer(config).decoder
-        self.log_scale = nn.Parameter(torch.full((3,), math.log(0.1)))
+        self.scale = nn.Parameter(torch.full((3,), math.log(0.1) / SCALE_RATE))
+
+    @property
+    def log_scale(self) -> Tensor:
+        """Of the logistic, (3,)."""
+        return SCALE_RATE * self.scale
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Return nats of frames (N, 3, H, W): minus log p(x|z) of one z drawn from q(z|x), and KL(q(z|x) || p(z))."""
