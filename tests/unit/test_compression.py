@@ -166,7 +166,7 @@ def test_other_worlds_and_other_stores_are_refused(setting):
     assert not (root / "back").exists() and not (root / "none").exists()
 
 
-@pytest.mark.parametrize("name", ["torch", "constriction", "cpu"])
+@pytest.mark.parametrize("name", ["worldvq", "torch", "constriction", "cpu"])
 def test_other_versions_and_machines_are_refused(setting, name, monkeypatch):
     root, *_ = setting
     here = coder.settings(world_of("discrete")) | {name: "another"}

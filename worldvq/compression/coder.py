@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import worldvq
 from worldvq.errors import UsageError, plural
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.priors.contract import GridCache
@@ -55,6 +56,7 @@ def settings(world: WorldModel) -> dict[str, str]:
     require_constriction()
     return {
         "world": world.hash(),
+        "worldvq": worldvq.__version__,
         "torch": torch.__version__,
         "constriction": importlib.metadata.version("constriction"),
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
