@@ -164,6 +164,19 @@ def test_the_numbers_are_those_that_are_added_up_by_hand(tmp_path):
             assert float(one) == pytest.approx(-math.log(p), rel=1e-3)
 
 
+def test_a_tokenizer_alone_scores_single_frames(tmp_path):
+    world = make_world()
+    dataset(tmp_path / "data", world, steps=5, episodes=3)  # too short for the dynamics
+    dataset(tmp_path / "other", world, steps=7)
+    found = measure_likelihood(world.tokenizer, tmp_path / "data", 1)
+    assert found.num_frames == 6 and list(found.priors) == ["all codes equally probable"]  # all of the one episode
+    again = measure_likelihood(world.tokenizer, tmp_path / "data", 1, fit_on=tmp_path / "other")
+    assert again.priors == found.priors and again.scale != found.scale and again.psnr == found.psnr
+    small = TokenizerConfig(frame_size=(8, 8), downsample=4, width=8)
+    with pytest.raises(UsageError, match="frame_size: the dataset has 16x24, the tokenizer expects 8x8"):
+        measure_likelihood(Tokenizer(small), tmp_path / "data", 1)
+
+
 def test_files_are_lossless_and_counted_whole(tmp_path):
     frames = make_frames(1, 3)[0]
     for name, options in (("PNG", {"format": "PNG"}), ("lossless WebP", {"format": "WEBP", "lossless": True})):

@@ -58,8 +58,11 @@ def decompress_command(
 
 @app.command("likelihood")
 def likelihood_command(
-    world: WorldOption,
+    world: Annotated[Path, typer.Option(help="A trained world, or a tokenizer's run folder: then without dynamics.")],
     data: Annotated[Path, typer.Option(help="Dataset; held-out frames are scored, training frames fit the scale.")],
+    fit_on: Annotated[
+        Path | None, typer.Option(help="Dataset whose training frames fit the scale instead, where DATA has none.")
+    ] = None,
     clips: Annotated[int, typer.Option(min=1, help="Held-out clips, or as many as there are.")] = 64,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the clips.")] = 0,
     device: DeviceOption = "auto",
@@ -72,14 +75,18 @@ def likelihood_command(
     Example: worldvq likelihood --world runs/demo/world --data runs/demo/data
     """
     from worldvq.evaluation.likelihood import measure_likelihood
+    from worldvq.models.loading import load_tokenizer
+    from worldvq.nn.devices import resolve_device
     from worldvq.world.model import WorldModel
 
-    found = measure_likelihood(WorldModel.load(world, device), data, clips, seed)
+    alone = (world / "tokenizer.json").is_file()
+    model = load_tokenizer(world, resolve_device(device)) if alone else WorldModel.load(world, device)
+    found = measure_likelihood(model, data, clips, seed, fit_on)
     scale = " ".join(f"{channel:.2f}" for channel in found.scale)
     table = Table("bits per dimension", "given tokens", "tokens", "in all", title=plural(found.num_frames, "frame"))
     for name, bits in found.priors.items():
         total = f"{found.reconstruction + bits:.3f}"
-        table.add_row(f"this world; {name}", f"{found.reconstruction:.3f}", f"{bits:.3f}", total)
+        table.add_row(f"this model; {name}", f"{found.reconstruction:.3f}", f"{bits:.3f}", total)
     for name, bits in found.lossless.items():
         table.add_row(name, "", "", f"{bits:.3f}")
     Console().print(table)

@@ -15,7 +15,9 @@ from torch import Tensor
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.evaluation.protocol import check_fits
-from worldvq.models.likelihood import bound, decode_means, fit_log_scale, uniform_nats
+from worldvq.files.differences import require_same
+from worldvq.models.likelihood import bound, decode_means, encode_frames, fit_log_scale, uniform_nats
+from worldvq.models.tokenizer import Tokenizer
 from worldvq.types import Clip, TokenClip, frames_to_model
 from worldvq.world.model import WorldModel
 
@@ -48,48 +50,66 @@ class Likelihood:
     lossless: dict[str, float]
 
 
-def measure_likelihood(world: WorldModel, data: Path, clips: int, seed: int = 0) -> Likelihood:
-    """Score the last ``SCORED`` frames of held-out clips.
+def measure_likelihood(
+    model: WorldModel | Tokenizer, data: Path, clips: int, seed: int = 0, fit_on: Path | None = None
+) -> Likelihood:
+    """Score the last ``SCORED`` frames of held-out clips; by a tokenizer alone, that many single frames for each clip.
 
     Args:
-        world: The world model.
-        data: A dataset with the frames and actions that it knows.
+        model: A world, or a tokenizer without dynamics.
+        data: A dataset with the frames, and for a world the actions, that it knows.
         clips: Held-out clips, or as many as there are.
         seed: Of the clips.
+        fit_on: Dataset whose training frames fit the scale, where it is not ``data``.
 
     Raises:
-        UsageError: The dataset does not fit the world, or has no held-out episodes that are long enough.
+        UsageError: A dataset does not fit, or has no held-out episodes that are long enough, or no training frames.
     """
-    context = world.dynamics.config.context_frames
-    with EpisodeStore.open(data) as store:
-        check_fits(world, store)
-        log_scale = training_log_scale(world, store, seed)
-        ids = heldout_clips(store, clips, context + SCORED, seed, "the frames of an episode")
-        clip = read_clips(store, ids, context + SCORED)
-    tokens = world.tokenize(clip.frames)
-    scored = clip.frames[:, context:].flatten(0, 1)  # (N, H, W, 3)
-    own = tokens[:, context:].flatten(0, 1)
-    dynamics = _dynamics_nats(world, clip, tokens, context)
-    nats = bound(world.tokenizer, scored, own, log_scale, uniform_nats(world.tokenizer.num_codes))
-    to_bits = 1 / (math.log(2) * scored[0].numel())
-    error = (decode_means(world.tokenizer, own).clamp(-1, 1) - frames_to_model(scored)).square().mean()
+    tokenizer = model.tokenizer if isinstance(model, WorldModel) else model
+    with EpisodeStore.open(data) as store, EpisodeStore.open(fit_on or data) as training:
+        for one in (store, training):
+            _check_size(tokenizer, one)
+        context, steps = 0, 1
+        if isinstance(model, WorldModel):
+            check_fits(model, store)
+            context = model.dynamics.config.context_frames
+            steps = context + SCORED
+        ids = heldout_clips(store, clips if context else clips * SCORED, steps, seed, "the frames of an episode")
+        clip = read_clips(store, ids, steps)
+        log_scale = _training_log_scale(tokenizer, training, seed)
+    tokens = encode_frames(tokenizer, clip.frames.flatten(0, 1)).unflatten(0, clip.frames.shape[:2])
+    frames, own = clip.frames[:, context:].flatten(0, 1), tokens[:, context:].flatten(0, 1)  # (N, H, W, 3), (N, h, w)
+    nats = bound(tokenizer, frames, own, log_scale, uniform_nats(tokenizer.num_codes))
+    priors = {"all codes equally probable": nats.prior}
+    if isinstance(model, WorldModel):
+        priors["the dynamics, given the past"] = _dynamics_nats(model, clip, tokens, context)
+    to_bits = 1 / (math.log(2) * frames[0].numel())
+    error = (decode_means(tokenizer, own).clamp(-1, 1) - frames_to_model(frames)).square().mean()
     return Likelihood(
-        num_frames=len(scored),
+        num_frames=len(frames),
         scale=tuple((log_scale.exp() * 127.5).tolist()),
         psnr=float(10 * torch.log10(4 / error)),
         reconstruction=float(nats.reconstruction.mean()) * to_bits,
-        priors={
-            "all codes equally probable": float(nats.prior.mean()) * to_bits,
-            "the dynamics, given the past": float(dynamics.mean()) * to_bits,
-        },
-        lossless={name: 8 * lossless_bytes(scored, name) / scored.numel() for name in LOSSLESS},
+        priors={name: float(prior.mean()) * to_bits for name, prior in priors.items()},
+        lossless={name: 8 * lossless_bytes(frames, name) / frames.numel() for name in LOSSLESS},
     )
 
 
-def training_log_scale(world: WorldModel, store: EpisodeStore, seed: int) -> Tensor:
+def _check_size(tokenizer: Tokenizer, store: EpisodeStore) -> None:
+    require_same(
+        {"frame_size": store.meta.frame_size},
+        {"frame_size": tokenizer.config.frame_size},
+        ("the dataset has", "the tokenizer expects"),
+        f"{store.path} does not fit",
+        "take a dataset whose frames have the size of those that the tokenizer was trained on",
+    )
+
+
+def _training_log_scale(tokenizer: Tokenizer, store: EpisodeStore, seed: int) -> Tensor:
     """Return the scale (3,) of the logistic that fits training frames, so that held-out ones are predicted blindly."""
-    frames = ClipSampler(store, "train", 1, FITTED, seed).batch(0).frames  # type: ignore[union-attr]
-    return fit_log_scale(frames_to_model(frames[:, 0]), decode_means(world.tokenizer, world.tokenize(frames)[:, 0]))
+    sampler = ClipSampler(store, "train", 1, FITTED, seed)
+    frames = read_clips(store, sampler.ids(0), 1).frames[:, 0]
+    return fit_log_scale(frames_to_model(frames), decode_means(tokenizer, encode_frames(tokenizer, frames)))
 
 
 def _dynamics_nats(world: WorldModel, clip: Clip, tokens: Tensor, context: int) -> Tensor:
