@@ -20,11 +20,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
+from worldvq.data.clips import ClipSampler
 from worldvq.data.episodes import EpisodeStore
-from worldvq.evaluation.likelihood import SCORED, measure_likelihood
+from worldvq.evaluation.likelihood import measure_likelihood, scored_clips
 from worldvq.models.config import TokenizerConfig
 from worldvq.models.likelihood import BATCH, logistic_nats
+from worldvq.models.loading import load_tokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.stages.experiment import load_config
 from worldvq.training.fit import fit
@@ -92,16 +93,18 @@ def table(rows: dict[str, tuple[float, float]]) -> str:
 def main() -> None:
     """Train, score, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", type=Path, required=True, help="a trained world, with the VQ-VAE")
+    parser.add_argument("--world", type=Path, required=True, help="a trained world, or a tokenizer")
     parser.add_argument("--data", type=Path, required=True, help="the dataset that it was trained on")
+    parser.add_argument("--score-on", type=Path, help="dataset of the held-out frames, where it is not --data")
     parser.add_argument("--config", default="maze", help="whose tokenizer_training the tokenizer was trained with")
     parser.add_argument("--clips", type=int, default=64, help="as worldvq likelihood has it (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="run folder of the VAE")
     parser.add_argument("override", nargs="*", help="key.path=value, for instance tokenizer_training.steps=300")
     arguments = parser.parse_args()
     training = load_config(arguments.config, arguments.override).tokenizer_training
-    world = WorldModel.load(arguments.world, "cpu")
-    config = world.tokenizer.config
+    alone = (arguments.world / "tokenizer.json").is_file()
+    world = load_tokenizer(arguments.world) if alone else WorldModel.load(arguments.world, "cpu")
+    config = (world if isinstance(world, Tokenizer) else world.tokenizer).config
     store = EpisodeStore.open(arguments.data)
     torch.manual_seed(training.seed)
     model = GaussianAutoencoder(config)
@@ -114,10 +117,9 @@ def main() -> None:
         model, vae_loss, samplers[0], training, arguments.out,
         summary=summary, heldout=samplers[1], begin=begin, device="cpu",
     )  # fmt: skip
-    found = measure_likelihood(world, arguments.data, arguments.clips)
-    context = world.dynamics.config.context_frames
-    ids = heldout_clips(store, arguments.clips, context + SCORED)
-    frames = read_clips(store, ids, context + SCORED).frames[:, context:].flatten(0, 1)
+    found = measure_likelihood(world, arguments.score_on or arguments.data, arguments.clips, fit_on=arguments.data)
+    clip, context = scored_clips(world, EpisodeStore.open(arguments.score_on or arguments.data), arguments.clips)
+    frames = clip.frames[:, context:].flatten(0, 1)
     rows = {f"VQ-VAE, {name}": (found.reconstruction, bits) for name, bits in found.priors.items()}
     print(table(rows | {f"VAE, {latent} Gaussian numbers": score(model.eval(), frames)}))
 

@@ -69,13 +69,9 @@ def measure_likelihood(
     with EpisodeStore.open(data) as store, EpisodeStore.open(fit_on or data) as training:
         for one in (store, training):
             _check_size(tokenizer, one)
-        context, steps = 0, 1
         if isinstance(model, WorldModel):
             check_fits(model, store)
-            context = model.dynamics.config.context_frames
-            steps = context + SCORED
-        ids = heldout_clips(store, clips if context else clips * SCORED, steps, seed, "the frames of an episode")
-        clip = read_clips(store, ids, steps)
+        clip, context = scored_clips(model, store, clips, seed)
         log_scale = _training_log_scale(tokenizer, training, seed)
     tokens = encode_frames(tokenizer, clip.frames.flatten(0, 1)).unflatten(0, clip.frames.shape[:2])
     frames, own = clip.frames[:, context:].flatten(0, 1), tokens[:, context:].flatten(0, 1)  # (N, H, W, 3), (N, h, w)
@@ -93,6 +89,15 @@ def measure_likelihood(
         priors={name: float(prior.mean()) * to_bits for name, prior in priors.items()},
         lossless={name: 8 * lossless_bytes(frames, name) / frames.numel() for name in LOSSLESS},
     )
+
+
+def scored_clips(model: WorldModel | Tokenizer, store: EpisodeStore, clips: int, seed: int = 0) -> tuple[Clip, int]:
+    """Return held-out clips, and how many of their first frames are context and not scored."""
+    if isinstance(model, WorldModel):
+        context = model.dynamics.config.context_frames
+        ids = heldout_clips(store, clips, context + SCORED, seed, "the frames of an episode")
+        return read_clips(store, ids, context + SCORED), context
+    return read_clips(store, heldout_clips(store, clips * SCORED, 1, seed), 1), 0
 
 
 def _check_size(tokenizer: Tokenizer, store: EpisodeStore) -> None:
