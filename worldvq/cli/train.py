@@ -28,7 +28,9 @@ FromOption = Annotated[
 def train_tokenizer_command(
     overrides: Overrides = None,
     config: ConfigOption = "maze",
-    data: Annotated[Path | None, typer.Option(help="Dataset. Default: runs/CONFIG/data.")] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Dataset; may be given more than once. Default: runs/CONFIG/data.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG/tokenizer.")] = None,
     steps: Annotated[
         int | None, typer.Option(help="Optimizer updates in all; short for tokenizer_training.steps=N.")
@@ -53,7 +55,7 @@ def train_tokenizer_command(
     from worldvq.stages.tokenizer import train_tokenizer
 
     settings = load_config(config, _with_options(overrides or [], "tokenizer_training", steps, seed))
-    train_tokenizer(settings, data or runs(config) / "data", folder, track or [], device, start)
+    train_tokenizer(settings, data or [runs(config) / "data"], folder, track or [], device, start)
     if is_first_process():
         print(f"tokenizer: {folder}")
 

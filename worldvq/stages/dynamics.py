@@ -93,7 +93,7 @@ def train_dynamics(
         training,
         out,
         summary=summary,
-        heldout=heldout_batches(store, training),
+        heldout=heldout_batches([store], training),
         picture=picture,
         begin=begin,
         trackers=trackers,
