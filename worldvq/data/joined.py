@@ -107,7 +107,9 @@ class LabelledSampler(JoinedSampler):
         clip = self._read(ids)
         assert isinstance(clip, TokenClip)
         rows = ids if len(self.stores) > 1 else np.insert(ids, 0, 0, axis=1)  # (B, 3)
-        return TokenImages(clip.tokens[:, 0], torch.tensor([self._labels[n][episode] for n, episode, _ in rows.tolist()]))
+        return TokenImages(
+            clip.tokens[:, 0], torch.tensor([self._labels[n][episode] for n, episode, _ in rows.tolist()])
+        )
 
 
 def classes_of(stores: Sequence[EpisodeStore] | Sequence[TokenStore]) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ class ImagePrior(nn.Module):
         start_like_codes(self.prior.embed, codebook)
 
     def context(self, labels: Tensor) -> Tensor | None:
-        """Return what the prior is told of classes (B,) int64 at every position: (B, h, w, D), or None for one class."""
+        """Return what the prior is told of classes (B,) int64: (B, h, w, D), the same at every place; None for one."""
         if self.embed_class is None:
             return None
         return self.embed_class(labels)[:, None, None].expand(-1, *self.grid, -1)

@@ -43,8 +43,8 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Train the VQ-VAE on a dataset, or on several; resumes, or returns at once if it is done.
 
-    The size of the frames is the datasets'; every frame of all of them is equally likely. With ``start`` the weights begin with those of a run or world, see
-    :func:`~worldvq.stages.start.start_from`.
+    The size of the frames is the datasets'; every frame of all of them is equally likely. With ``start`` the weights
+    begin with those of a run or world, see :func:`~worldvq.stages.start.start_from`.
 
     Raises:
         UsageError: The config says another size, or datasets have different ones; ``out`` holds another run, a loss
