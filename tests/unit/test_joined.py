@@ -122,7 +122,7 @@ def test_an_empty_split_and_too_many_classes_are_refused(stores, tmp_path):
             return str(number)
 
     with pytest.raises(UsageError, match=r"2,049 different labels, at most 2,048 .*prior.classes=false"):
-        classes_of([Many()])
+        classes_of([Many()])  # type: ignore[list-item]
 
 
 def test_a_loss_that_is_not_finite_names_the_store_too():

@@ -31,7 +31,7 @@ class JoinedSampler(ClipSampler):
 
     def __init__(
         self,
-        stores: Sequence[EpisodeStore] | Sequence[TokenStore],
+        stores: Sequence[EpisodeStore | TokenStore],
         split: Split,
         clip_frames: int,
         batch_size: int,
@@ -112,7 +112,7 @@ class LabelledSampler(JoinedSampler):
         )
 
 
-def classes_of(stores: Sequence[EpisodeStore] | Sequence[TokenStore]) -> tuple[str, ...]:
+def classes_of(stores: Sequence[EpisodeStore | TokenStore]) -> tuple[str, ...]:
     """Return the labels of all episodes, in alphabetical order.
 
     Raises:

@@ -53,9 +53,13 @@ def train_tokenizer(
     stores = [EpisodeStore.open(path) for path in ([data] if isinstance(data, Path) else data)]
     first = stores[0]
     for store in stores[1:]:
-        who = (f"{first.path} has", f"{store.path} has")
-        sizes = ({"frame_size": other.meta.frame_size} for other in (first, store))
-        require_same(*sizes, who, "one tokenizer takes frames of one size", "record one of them again")
+        require_same(
+            {"frame_size": first.meta.frame_size},
+            {"frame_size": store.meta.frame_size},
+            (f"{first.path} has", f"{store.path} has"),
+            "one tokenizer takes frames of one size",
+            "record one of them again",
+        )
     if config.tokenizer_loss.motion:
         for store in stores:
             refuse_images(store.meta.env, store.path)
@@ -68,7 +72,7 @@ def train_tokenizer(
     model, loss = make_tokenizer_loss(tokenizer, config.tokenizer_loss)
     batches = JoinedSampler(stores, "train", training.clip_frames, training.batch_size, training.seed)
     heldout = heldout_batches(stores, training)
-    picture = _reconstructions(heldout.stores, training, out) if heldout else None
+    picture = _reconstructions(stores, training, out) if heldout else None
     height, width = config.tokenizer.grid
     summary = f"tokenizer, {height * width} tokens a frame of {config.tokenizer.quantizer.num_codes} codes"
     inputs: dict[str, Any] = {"frame_size": first.meta.frame_size, "start": started}
@@ -99,8 +103,9 @@ def _reconstructions(
     stores: Sequence[EpisodeStore], training: TrainConfig, out: Path
 ) -> Callable[[torch.nn.Module, int], np.ndarray]:
     """Return the picture of a tokenizer's run: held-out frames over what comes back of them."""
-    each = math.ceil(PICTURE_ROWS / len(stores))
-    clips = [read_clips(store, heldout_clips(store, each, 1, training.seed), 1) for store in stores[:PICTURE_ROWS]]
+    held = [store for store in stores if store.numbers("heldout")][:PICTURE_ROWS]
+    each = math.ceil(PICTURE_ROWS / len(held))
+    clips = [read_clips(store, heldout_clips(store, each, 1, training.seed), 1) for store in held]
     shown = torch.cat([clip.frames[:, 0] for clip in clips])  # (8 or a few more, H, W, 3)
 
     def picture(model: torch.nn.Module, step: int) -> np.ndarray:
