@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from worldvq.data.clips import heldout_clips, read_clips
@@ -35,14 +37,16 @@ def nearest_frames(stores: Sequence[EpisodeStore], frames: Tensor) -> Nearest:
     wanted = frames.flatten(1).float() / 255 - 0.5  # (N, D); around 0, where products of fp32 are finest
     best = torch.full((len(frames),), torch.inf)
     found = torch.zeros_like(frames)
-    for store in stores:
-        for number in store.numbers("train"):
-            for part in torch.from_numpy(np.array(store.frames(number))).split(_CHUNK):
-                known = part.flatten(1).float() / 255 - 0.5  # (n, D)
-                distance = torch.addmm(known.square().sum(1), wanted, known.T, alpha=-2.0)  # (N, n), without |wanted|^2
-                least, index = distance.min(1)
-                nearer = least < best
-                best[nearer], found[nearer] = least[nearer], part[index[nearer]]
+    episodes = [(store, number) for store in stores for number in store.numbers("train")]
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    for store, number in track(episodes, "nearest frames", console=console, transient=True, disable=hidden):
+        for part in torch.from_numpy(np.array(store.frames(number))).split(_CHUNK):
+            known = part.flatten(1).float() / 255 - 0.5  # (n, D)
+            distance = torch.addmm(known.square().sum(1), wanted, known.T, alpha=-2.0)  # (N, n), without |wanted|^2
+            least, index = distance.min(1)
+            nearer = least < best
+            best[nearer], found[nearer] = least[nearer], part[index[nearer]]
     return Nearest(found.numpy(), squared_error(frames, found))
 
 
