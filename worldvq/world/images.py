@@ -100,10 +100,11 @@ class ImageModel:
         labels, batch = torch.from_numpy(numbers).to(self.device), len(numbers)
         cache = self.prior.prior.start(batch, self.prior.context(labels))
         forecast = self.prior.forecast(labels)
-        none = torch.zeros(forecast.shape[:3], dtype=torch.int64, device=self.device)  # there is no frame before
-        drafts = Drafts(torch.zeros(batch, dtype=torch.bool, device=self.device))
-        pace = self._paces.setdefault(batch, Pace())
-        return draw(cache, forecast, none, draw_noise(self.prior.prior, keys, config), config, drafts, pace)
+        # What is most probable at each place is a better first guess than what is drawn there (docs/log.md): it stands in
+        # the place of the frame before, which there is none of.
+        drafts = Drafts(torch.ones(batch, dtype=torch.bool, device=self.device))
+        pace, noise = self._paces.setdefault(batch, Pace()), draw_noise(self.prior.prior, keys, config)
+        return draw(cache, forecast, forecast.argmax(-1), noise, config, drafts, pace)
 
     @torch.no_grad()
     def render(self, tokens: Tensor, batch_size: int = 256) -> Tensor:
