@@ -12,13 +12,15 @@ from worldvq.media.tiles import border, draw_label, enlarge, grid, scale_to, tex
 
 SAMPLE_SIDE = 96
 """About how large a frame is drawn where no scale is given, in pixels."""
+COLUMNS = 8
+"""Samples in a line; a class of more takes several."""
 _EDGE, _GAP = 2, 4
 
 
 def sample_sheet(
     samples: Mapping[str, np.ndarray], nearest: Mapping[str, np.ndarray] | None = None, scale: int | None = None
 ) -> np.ndarray:
-    """Draw samples, framed orange, a row a class; right of each, framed blue, the training frame nearest to it.
+    """Draw samples, framed orange, class by class; right of each, framed blue, the training frame nearest to it.
 
     Args:
         samples: Name of a class to its frames (n, H, W, 3) uint8.
@@ -38,7 +40,8 @@ def sample_sheet(
             if nearest is not None:
                 pair.append(border(enlarge(nearest[name][number], factor), CONTEXT, _EDGE))
             tiles.append(np.concatenate(pair, axis=1))
-        rows.append([draw_label(grid([tiles], gap=_GAP), printable(name), align="left")])
+        lines = [tiles[first : first + COLUMNS] for first in range(0, len(tiles), COLUMNS)]
+        rows.append([draw_label(grid(lines, gap=_GAP), printable(name), align="left")])
     sheet = grid(rows, gap=0)
     if nearest is None:
         return sheet

@@ -100,7 +100,7 @@ class ImageModel:
         labels, batch = torch.from_numpy(numbers).to(self.device), len(numbers)
         cache = self.prior.prior.start(batch, self.prior.context(labels))
         forecast = self.prior.forecast(labels)
-        # What is most probable at each place is a better first guess than what is drawn there (docs/log.md): it stands in
+        # What is most probable at each place is a better first guess than what is drawn there (docs/log.md): it takes
         # the place of the frame before, which there is none of.
         drafts = Drafts(torch.ones(batch, dtype=torch.bool, device=self.device))
         pace, noise = self._paces.setdefault(batch, Pace()), draw_noise(self.prior.prior, keys, config)
