@@ -238,6 +238,27 @@ class TokenClip:
         )
 
 
+@dataclass(frozen=True, repr=False)
+class TokenImages:
+    """A batch of single frames as tokens, each of a class.
+
+    Attributes:
+        tokens: (B, h, w) int64.
+        labels: (B,) int64, numbers of classes; zeros where there is one.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+
+    def __repr__(self) -> str:
+        """Show shapes, not contents."""
+        return _shapes(self)
+
+    def to(self, device: torch.device | str) -> TokenImages:
+        """Move every tensor."""
+        return TokenImages(self.tokens.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
+
+
 def as_tensor(values: ArrayLike | Tensor) -> Tensor:
     """Return a tensor of what may be a NumPy array, memory-mapped and read-only ones too, a list or a number."""
     if isinstance(values, Tensor):

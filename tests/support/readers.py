@@ -25,8 +25,9 @@ from worldvq.evaluation.parts import Parts
 from worldvq.evaluation.report_files import CLIPS, REPORT, read_report, write_report
 from worldvq.files.reading import read_json, seal
 from worldvq.files.weights import hash_module, load_module, save_module
-from worldvq.models.config import DynamicsConfig, PriorConfig, TokenizerConfig
+from worldvq.models.config import DynamicsConfig, ImagePriorConfig, PriorConfig, TokenizerConfig
 from worldvq.models.dynamics import Dynamics
+from worldvq.models.image_prior import ImagePrior
 from worldvq.models.loading import load_tokenizer, save_tokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
@@ -38,12 +39,13 @@ from worldvq.training.optimizers import make_optimizer
 from worldvq.training.tracking import read_metrics
 from worldvq.types import ActionSpace, Episode
 from worldvq.world.actions import read_actions
+from worldvq.world.images import ImageModel
 from worldvq.world.model import WorldModel
 
 NAMES = [
     *("episode", "episode_zstd", "index", "dataset", "tokens", "token_store", "compressed"),
-    *("tokenizer", "tokenizer_weights"),
-    *("world", "world_dynamics", "weights", "config", "run_config", "run_inputs", "manifest", "checkpoint"),
+    *("tokenizer", "tokenizer_weights", "world", "world_dynamics", "images", "images_prior"),
+    *("weights", "config", "run_config", "run_inputs", "manifest", "checkpoint"),
     *("optimizer", "metrics", "part", "actions_json", "actions_npy", "report", "clips"),
 ]
 
@@ -93,6 +95,7 @@ def readers(root: Path) -> dict[str, Reader]:
     return {
         **_stores(root, space),
         **_models(root, tokenizer, dynamics),
+        **_images(root / "prior", tokenizer),
         **_runs(root, tokenizer),
         **_lists(root, space),
     }
@@ -218,6 +221,22 @@ def _models(root: Path, tokenizer: Tokenizer, dynamics: Dynamics) -> dict[str, R
             world / "dynamics.safetensors", lambda _: WorldModel.load(world, "cpu"), (), world_value
         ),
         "weights": Reader(weights, lambda _: load_module(weights, tokenizer)),
+    }
+
+
+def _images(folder: Path, tokenizer: Tokenizer) -> dict[str, Reader]:
+    config = ImagePriorConfig(width=8, num_blocks=1, num_heads=2)
+    prior = ImagePrior(config, tokenizer.grid, tokenizer.num_codes, 2)
+    ImageModel(tokenizer, prior, ("cat", "dog"), {"env_ids": ["Toy-v0"]}).save(folder)
+
+    def value() -> object:
+        loaded = ImageModel.load(folder, "cpu")
+        both = hash_module(loaded.tokenizer), hash_module(loaded.prior)
+        return both, loaded.classes, loaded.meta, loaded.prior.config, loaded.tokenizer.config
+
+    return {
+        "images": Reader(folder / "prior.json", lambda _: ImageModel.load(folder, "cpu").number("cat"), (), value),
+        "images_prior": Reader(folder / "prior.safetensors", lambda _: ImageModel.load(folder, "cpu"), (), value),
     }
 
 

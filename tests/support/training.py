@@ -175,6 +175,27 @@ def train_held(
     print("what comes after training", flush=True)
 
 
+def train_image_prior(root: str, out: str, steps: int, kill_at: int | None = None) -> None:
+    """Train an image prior on the token stores ``a`` and ``b`` of a folder; if asked, die before the n-th batch."""
+    from worldvq.data.joined import LabelledSampler
+    from worldvq.stages.experiment import load_config
+    from worldvq.stages.prior import train_prior
+
+    read, count = LabelledSampler.batch, 0
+
+    def batch(self: LabelledSampler, *arguments: int) -> Any:
+        nonlocal count
+        if count == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+        return read(self, *arguments)
+
+    LabelledSampler.batch = batch  # type: ignore[method-assign]
+    sizes = ["prior={width: 16, num_blocks: 1, num_heads: 2}", "prior_training.batch_size=8"]
+    config = load_config("tiny", [*sizes, f"prior_training.steps={steps}", "prior_training.save_every=2"])
+    train_prior(config, [Path(root) / name for name in "ab"], Path(root) / "tokenizer", Path(out))
+
+
 if __name__ == "__main__":  # by a launcher: as a command line ends, with one line and an exit code
     import warnings
 

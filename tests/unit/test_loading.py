@@ -8,9 +8,10 @@ from safetensors.torch import save_file
 
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.files.weights import save_module
-from worldvq.models.config import DynamicsConfig, PriorConfig, TokenizerConfig
+from worldvq.models.config import DynamicsConfig, ImagePriorConfig, PriorConfig, TokenizerConfig
 from worldvq.models.dynamics import Dynamics
-from worldvq.models.loading import SPARE, dynamics_size, load_checked, tokenizer_size
+from worldvq.models.image_prior import ImagePrior
+from worldvq.models.loading import SPARE, dynamics_size, image_prior_size, load_checked, tokenizer_size
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
 from worldvq.stages.experiment import load_config
@@ -70,6 +71,18 @@ def test_the_bound_of_a_dynamics_holds(config, grid, num_codes, space):
     assert made <= dynamics_size(config, grid, num_codes, space)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.builds(ImagePriorConfig, kind=st.sampled_from(["transformer", "pixelcnn"]), **sizes),
+    st.tuples(st.integers(1, 24), st.integers(1, 24)),
+    st.integers(1, 5000),
+    st.integers(1, 3000),
+)
+def test_the_bound_of_an_image_prior_holds(config, grid, num_codes, num_classes):
+    made = elements(lambda: ImagePrior(config, grid, num_codes, num_classes))
+    assert made <= image_prior_size(config, grid, num_codes, num_classes)
+
+
 def builder(make, built):
     def build():
         module = make()
@@ -87,6 +100,7 @@ def test_models_of_the_usual_size_are_built_once(tmp_path, name):
     for size, make in (
         (tokenizer_size(config.tokenizer), lambda: Tokenizer(config.tokenizer)),
         (dynamics_size(config.dynamics, *shape), lambda: Dynamics(config.dynamics, *shape)),
+        (image_prior_size(config.prior, *shape[:2], 5), lambda: ImagePrior(config.prior, *shape[:2], 5)),
     ):
         saved, built = make(), []
         save_module(tmp_path / "file", saved)

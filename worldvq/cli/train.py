@@ -1,4 +1,4 @@
-"""``worldvq train tokenizer``, ``worldvq tokenize``, ``worldvq train dynamics`` and ``worldvq reconstruct``."""
+"""``worldvq train tokenizer|dynamics|prior``, ``worldvq tokenize`` and ``worldvq reconstruct``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from worldvq.cli.options import ConfigOption, DeviceOption, Overrides, given, ru
 from worldvq.errors import UsageError, plural
 
 app = typer.Typer()
-train_app = typer.Typer(help="Train a tokenizer, then the dynamics on its tokens.", no_args_is_help=True)
+train_app = typer.Typer(
+    help="Train a tokenizer, then the dynamics, or an image prior, on its tokens.", no_args_is_help=True
+)
 app.add_typer(train_app, name="train")
 
 TrackOption = Annotated[
@@ -20,7 +22,9 @@ TrackOption = Annotated[
 
 FromOption = Annotated[
     Path | None,
-    typer.Option("--from", help="Run folder or world whose weights the run starts with. Default: random ones."),
+    typer.Option(
+        "--from", help="Run folder, world or image prior whose weights the run starts with. Default: random ones."
+    ),
 ]
 
 
@@ -28,7 +32,9 @@ FromOption = Annotated[
 def train_tokenizer_command(
     overrides: Overrides = None,
     config: ConfigOption = "maze",
-    data: Annotated[Path | None, typer.Option(help="Dataset. Default: runs/CONFIG/data.")] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Dataset; may be given more than once. Default: runs/CONFIG/data.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG/tokenizer.")] = None,
     steps: Annotated[
         int | None, typer.Option(help="Optimizer updates in all; short for tokenizer_training.steps=N.")
@@ -53,7 +59,7 @@ def train_tokenizer_command(
     from worldvq.stages.tokenizer import train_tokenizer
 
     settings = load_config(config, _with_options(overrides or [], "tokenizer_training", steps, seed))
-    train_tokenizer(settings, data or runs(config) / "data", folder, track or [], device, start)
+    train_tokenizer(settings, data or [runs(config) / "data"], folder, track or [], device, start)
     if is_first_process():
         print(f"tokenizer: {folder}")
 
@@ -94,6 +100,48 @@ def train_dynamics_command(
     train_dynamics(settings, tokens, tokenizer, folder, world, track or [], device, start)
     if is_first_process():
         print(f"dynamics: {folder}\nworld: {world}")
+
+
+@train_app.command("prior")
+def train_prior_command(
+    overrides: Overrides = None,
+    config: ConfigOption = "maze",
+    tokens: Annotated[
+        list[Path] | None, typer.Option(help="Token store; may be given more than once. Default: runs/CONFIG/tokens.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The tokenizer that made them. Default: runs/CONFIG/tokenizer.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder, where the prior goes too. Default: runs/CONFIG/prior.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer updates in all; short for prior_training.steps=N.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all that is random; short for prior_training.seed=N.")] = None,
+    start: FromOption = None,
+    device: DeviceOption = "auto",
+    track: TrackOption = None,
+) -> None:
+    """Train the image prior, which draws single frames, on tokens: of one class, or of one a label or environment.
+
+    Run again to resume. Works under `accelerate launch`.
+
+    Example: worldvq train prior --config doom --tokens runs/a/tokens --tokens runs/b/tokens --tokenizer runs/tokenizer
+    """
+    from worldvq.files.lock import check_unlocked
+
+    folder: Path = out or runs(config) / "prior"
+    check_unlocked(folder, shared=True)  # by every process at once; before the seconds that the imports below take
+    from worldvq.data.sharing import is_first_process
+    from worldvq.stages.experiment import load_config
+    from worldvq.stages.prior import train_prior
+
+    settings = load_config(config, _with_options(overrides or [], "prior_training", steps, seed))
+    tokens, tokenizer = tokens or [runs(config) / "tokens"], tokenizer or runs(config) / "tokenizer"
+    train_prior(settings, tokens, tokenizer, folder, track or [], device, start)
+    if is_first_process():
+        print(f"prior: {folder}")
 
 
 @app.command("tokenize")

@@ -109,7 +109,7 @@ class ClipSampler:
         return self._ids(self._draw(step))
 
     def _ids(self, windows: np.ndarray) -> np.ndarray:
-        episode, start = _locate(self._ends, windows)
+        episode, start = locate(self._ends, windows)
         return np.stack([self._numbers[episode], start], axis=1)
 
     def _words(self, step: int, count: int) -> np.ndarray:
@@ -135,7 +135,7 @@ class ClipSampler:
         return slice(rank * share, (rank + 1) * share)
 
 
-def _locate(ends: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def locate(ends: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """In which part an index into parts laid end to end falls, and where in it; ``ends`` are the parts' ends."""
     part = np.searchsorted(ends, index, side="right")
     return part, index - np.concatenate([[0], ends])[part]
@@ -182,7 +182,7 @@ class RewardedClipSampler(ClipSampler):
         if not self.fraction:
             return window
         words, choice = self._words(step, 2 * self.batch_size).reshape(2, -1)
-        run, place = _locate(self._run_ends, (words % np.uint64(self._run_ends[-1])).astype(np.int64))
+        run, place = locate(self._run_ends, (words % np.uint64(self._run_ends[-1])).astype(np.int64))
         return np.where(choice / 2.0**64 < self.fraction, self._firsts[run] + place, window)
 
     def _weights(self, windows: np.ndarray) -> np.ndarray:

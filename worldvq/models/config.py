@@ -81,6 +81,14 @@ class PriorConfig(Config):
     _check_heads = model_validator(mode="after")(_heads_fit)
 
 
+class ImagePriorConfig(PriorConfig):
+    """The autoregressive model over the tokens of single frames, without past or action: what draws pictures."""
+
+    classes: bool = True
+    """Tell it what each frame shows, where the data hold more than one class: the label of an episode, else the id of
+    its environment."""
+
+
 class DynamicsConfig(Config):
     """Context network over past frames and actions, and the prior over the next frame."""
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from worldvq.models.config import DynamicsConfig
 from worldvq.models.priors import make_prior
 from worldvq.nn.attention import Attention, FeedForward, RingCache, grid_angles, ring_ages, rotary_angles
+from worldvq.nn.initialize import start_as_embeddings, start_like_codes
 from worldvq.nn.recall import Recall, RecallRing
 from worldvq.nn.symlog import NUM_BINS
 from worldvq.types import UNBOUNDED, ActionSpace
@@ -165,13 +166,10 @@ class Dynamics(nn.Module):
         self.sin: Tensor
         _initialize(self)
 
-    @torch.no_grad()
     def initialize_embeddings(self, codebook: Tensor) -> None:
         """Start token embeddings as random projections of the codes (K, D), so that like codes start alike."""
-        codes = (codebook - codebook.mean(0)) / codebook.std(0).clamp_min(1e-6)
         for embed in (self.embed, self.prior.embed):
-            projection = torch.randn(codes.shape[1], embed.embedding_dim, device=codes.device)
-            embed.weight.copy_(codes @ projection / codes.shape[1] ** 0.5)
+            start_like_codes(embed, codebook)
 
     def _inputs(self, frames: Tensor, actions: Tensor) -> Tensor:
         """Sum of embeddings of tokens (..., N, width), of their positions, and of actions (..., width)."""
@@ -262,14 +260,8 @@ class Dynamics(nn.Module):
 
 
 def _initialize(dynamics: Dynamics) -> None:
-    """Residual branches start at zero, so the network starts as its embeddings; rewards at 0, looking everywhere."""
-    for module in dynamics.modules():
-        if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.5)
-        if isinstance(module, Attention | Recall):
-            nn.init.zeros_(module.out.weight)
-        if isinstance(module, FeedForward):
-            nn.init.zeros_(module[-1].weight)  # type: ignore[arg-type]
+    """The network starts as its embeddings; rewards start at 0, looking everywhere."""
+    start_as_embeddings(dynamics)
     for layer in (dynamics.reward, dynamics.salience):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)

@@ -18,7 +18,7 @@ from worldvq.errors import CorruptFileError, UsageError
 from worldvq.files.atomic import write_together
 from worldvq.files.reading import read_sealed, seal
 from worldvq.files.weights import check_header, hash_module, load_module, module_bytes
-from worldvq.models.config import DynamicsConfig, TokenizerConfig
+from worldvq.models.config import DynamicsConfig, ImagePriorConfig, TokenizerConfig
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.symlog import NUM_BINS
 from worldvq.types import ActionSpace
@@ -47,6 +47,13 @@ def dynamics_size(config: DynamicsConfig, grid: tuple[int, int], num_codes: int,
     blocks = 40 * (config.num_blocks * width**2 + config.prior.num_blocks * inner**2)
     blocks += (12 * width + 2 * positions + 20) * width  # recall
     return tables + blocks + 4 * width**2 + width * inner + positions**2 + 1000
+
+
+def image_prior_size(config: ImagePriorConfig, grid: tuple[int, int], num_codes: int, num_classes: int) -> int:
+    """Return an upper bound of the number of elements of an image prior."""
+    positions, width = grid[0] * grid[1], config.width
+    tables = (3 * num_codes + 3 * positions + num_classes + 20) * width + 4 * num_codes
+    return tables + 40 * config.num_blocks * width**2 + width**2 + positions**2 + 1000
 
 
 def load_checked(path: Path, size: int, make: Callable[[], M]) -> M:

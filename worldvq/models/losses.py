@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldvq.nn.symlog import reward_nats
-from worldvq.types import Clip, TokenClip, frames_to_model
+from worldvq.types import Clip, TokenClip, TokenImages, frames_to_model
 
 FORECAST_WEIGHT = 0.3
 
@@ -52,6 +52,21 @@ def reconstruction_loss(frames: Tensor, output: Any, num_codes: int) -> tuple[Te
             "perplexity": torch.exp(-torch.special.xlogy(frequency, frequency).sum()),
         }
     return loss, metrics
+
+
+def image_prior_loss(model: nn.Module, images: TokenImages) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the tokens of single frames, given their classes. The forecast (for drafts) learns along.
+
+    Args:
+        model: An ImagePrior, possibly wrapped for distributed training.
+        images: Tokens (B, h, w) and classes (B,).
+
+    Returns:
+        The loss and detached scalars: ``nats_per_token`` and ``forecast`` (of every token alone, in nats).
+    """
+    prediction = model(images.tokens, images.labels)
+    nats, forecast = (_nats(logits, images.tokens).mean() for logits in (prediction.logits, prediction.forecast))
+    return nats + FORECAST_WEIGHT * forecast, {"nats_per_token": nats.detach(), "forecast": forecast.detach()}
 
 
 def dynamics_loss(model: nn.Module, clip: TokenClip) -> tuple[Tensor, dict[str, Tensor]]:

@@ -17,8 +17,6 @@ from worldvq.data.clips import RewardedClipSampler, heldout_clips, read_clips
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import UsageError, plural
 from worldvq.evaluation.config import EvaluateConfig
-from worldvq.files.differences import require_same
-from worldvq.files.weights import hash_module
 from worldvq.media.pictures import save_png
 from worldvq.media.tiles import grid
 from worldvq.models.dynamics import Dynamics
@@ -27,6 +25,7 @@ from worldvq.models.losses import dynamics_loss
 from worldvq.stages.experiment import DynamicsSections, ExperimentConfig
 from worldvq.stages.heldout import heldout_batches
 from worldvq.stages.start import start_from
+from worldvq.stages.tokens import open_tokens
 from worldvq.training.config import TrainConfig
 from worldvq.training.fit import fit
 from worldvq.training.identity import begin_run
@@ -54,23 +53,9 @@ def train_dynamics(
         UsageError: The tokens are of single images, or made by another tokenizer, ``out`` holds another run, or the
             device is not there.
     """
-    store = TokenStore.open(tokens)
-    refuse_images(store.meta.dataset.env, tokens)
     vqvae = load_tokenizer(tokenizer)
-    made = {"tokenizer_hash": store.meta.tokenizer_hash, "grid": store.meta.grid, "num_codes": store.meta.num_codes}
-    made |= {"frame_size": store.meta.dataset.frame_size}
-    require_same(
-        made,
-        {
-            "tokenizer_hash": hash_module(vqvae),
-            "grid": vqvae.grid,
-            "num_codes": vqvae.num_codes,
-            "frame_size": vqvae.config.frame_size,
-        },
-        ("the tokens have", "the tokenizer has"),
-        f"{tokens} was made by another tokenizer than {tokenizer}",
-        "run `worldvq tokenize` again into a new folder",
-    )
+    store, made = open_tokens(tokens, tokenizer, vqvae)
+    refuse_images(store.meta.dataset.env, tokens)
     training = config.dynamics_training
     main = make_accelerator(training.precision, device=device).is_main_process
     torch.manual_seed(training.seed)
@@ -93,7 +78,7 @@ def train_dynamics(
         training,
         out,
         summary=summary,
-        heldout=heldout_batches(store, training),
+        heldout=heldout_batches([store], training),
         picture=picture,
         begin=begin,
         trackers=trackers,

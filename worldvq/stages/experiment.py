@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,7 +17,7 @@ from worldvq.config.yaml_loading import apply_override, build, read_yaml
 from worldvq.errors import UsageError, did_you_mean
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.files.differences import require_same
-from worldvq.models.config import DynamicsConfig, TokenizerConfig, TokenizerLossConfig
+from worldvq.models.config import DynamicsConfig, ImagePriorConfig, TokenizerConfig, TokenizerLossConfig
 from worldvq.recording.config import RecordConfig
 from worldvq.training.config import TrainConfig
 
@@ -76,13 +76,29 @@ class DynamicsSections(Config):
         return self
 
 
+class PriorTrainConfig(TrainConfig):
+    """A training run of the image prior."""
+
+    batch_size: PositiveInt = 64
+    """Frames a step, over all processes."""
+    clip_frames: Literal[1] = 1
+    """An image prior sees single frames."""
+
+
+class PriorSections(Config):
+    """What :mod:`worldvq.stages.prior` is told."""
+
+    prior: ImagePriorConfig = ImagePriorConfig()
+    prior_training: PriorTrainConfig = PriorTrainConfig()
+
+
 class EvaluateSections(Config):
     """What :mod:`worldvq.evaluation` is told."""
 
     evaluate: EvaluateConfig = EvaluateConfig()
 
 
-class ExperimentConfig(EvaluateSections, DynamicsSections, TokenizerSections, RecordSections):
+class ExperimentConfig(EvaluateSections, PriorSections, DynamicsSections, TokenizerSections, RecordSections):
     """A whole road from an environment to an imagined video."""
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Where the weights of a run begin: at random, or with those of another run or world."""
+"""Where the weights of a run begin: at random, or with those of another run, world or image prior."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from torch import nn
 
 from worldvq.errors import UsageError
 from worldvq.files.weights import check_fit, hash_module, layout_of, layout_of_tensors
+from worldvq.models.image_prior import ImagePrior
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.training.checkpoints import Checkpoints
+from worldvq.world.images import IMAGE_MODEL_FILE, ImageModel
 from worldvq.world.model import WORLD_FILE, WorldModel
+
+PRIOR, CONTEXT = "prior.", "prior.from_context."
 
 
 def start_from(folder: Path, model: nn.Module) -> str:
-    """Fill a tokenizer, or a dynamics model, with the weights of a run folder or of a world.
+    """Fill a tokenizer, a dynamics model or an image prior with the weights of a run folder, world or image prior.
+
+    Of an image prior a dynamics model takes the prior, which has to be of its sizes, but for the weights that bring the
+    context in: there it was a class, if anything. The rest stays as it is.
 
     Args:
-        folder: A world; or of a tokenizer, a run that is done; or of a dynamics model, a run, whose newest checkpoint
-            is taken.
+        folder: A world; an image prior; or of a tokenizer, a run that is done; or of another model, a run, whose newest
+            checkpoint is taken.
         model: What is to be trained.
 
     Returns:
@@ -29,19 +36,30 @@ def start_from(folder: Path, model: nn.Module) -> str:
         UsageError: There is none in the folder.
         CorruptFileError: A file is damaged, or its model has other sizes; names all that differ.
     """
-    is_tokenizer = isinstance(model, Tokenizer)
-    if (folder / WORLD_FILE).is_file():
+    is_tokenizer, is_prior = isinstance(model, Tokenizer), isinstance(model, ImagePrior)
+    expected = layout_of(model)
+    if (folder / WORLD_FILE).is_file() and not is_prior:
         world = WorldModel.load(folder, "cpu")
         tensors = (world.tokenizer if is_tokenizer else world.dynamics).state_dict()
+    elif (folder / IMAGE_MODEL_FILE).is_file():
+        images = ImageModel.load(folder, "cpu")
+        tensors = (images.tokenizer if is_tokenizer else images.prior).state_dict()
+        if not is_tokenizer and not is_prior:
+            tensors = {name: value for name, value in tensors.items() if _is_shared(name)}
+            expected = {name: layout for name, layout in expected.items() if _is_shared(name)}
     elif is_tokenizer:
         tensors = load_tokenizer(folder).state_dict()
     else:
         checkpoints = Checkpoints(folder / "checkpoints", keep=2)
         if not checkpoints.steps():
-            raise UsageError(
-                f"--from {folder} has no checkpoint of a dynamics model, and is no world: give one of them"
-            )
+            what = "an image prior" if is_prior else "a dynamics model, and is no world or image prior"
+            raise UsageError(f"--from {folder} has no checkpoint of {what}: give one of them")
         tensors = checkpoints.read_weights()
-    check_fit(folder, layout_of(model), layout_of_tensors(tensors), "give the config that it was trained with")
-    model.load_state_dict(tensors)
+    check_fit(folder, expected, layout_of_tensors(tensors), "give the config that it was trained with")
+    model.load_state_dict(tensors, strict=len(expected) == len(layout_of(model)))
     return hash_module(model)
+
+
+def _is_shared(name: str) -> bool:
+    """Whether a tensor of an image prior means the same in a dynamics model."""
+    return name.startswith(PRIOR) and not name.startswith(CONTEXT)

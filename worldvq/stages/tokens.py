@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,38 @@ def tokenize(tokenizer: Path, data: Path, out: Path, device: str = "auto") -> To
     tokens = TokenStore.open(out)
     processes.wait_for_others()  # the first one may keep the counters: it stays until all have read
     return tokens
+
+
+def open_tokens(tokens: Path, tokenizer: Path, model: Tokenizer) -> tuple[TokenStore, dict[str, Any]]:
+    """Open a token store that a tokenizer made.
+
+    Args:
+        tokens: Folder of the store.
+        tokenizer: Folder of the tokenizer, for messages.
+        model: What is in it.
+
+    Returns:
+        The store, and what both have: ``tokenizer_hash``, ``grid``, ``num_codes`` and ``frame_size``.
+
+    Raises:
+        UsageError: There is no such store, or another tokenizer made it.
+    """
+    store = TokenStore.open(tokens)
+    made = {"tokenizer_hash": store.meta.tokenizer_hash, "grid": store.meta.grid, "num_codes": store.meta.num_codes}
+    made |= {"frame_size": store.meta.dataset.frame_size}
+    require_same(
+        made,
+        {
+            "tokenizer_hash": hash_module(model),
+            "grid": model.grid,
+            "num_codes": model.num_codes,
+            "frame_size": model.config.frame_size,
+        },
+        ("the tokens have", "the tokenizer has"),
+        f"{tokens} was made by another tokenizer than {tokenizer}",
+        "run `worldvq tokenize` again into a new folder",
+    )
+    return store, made
 
 
 def _tokenize_missing(model: Tokenizer, store: EpisodeStore, tokens: TokenStore, shard: Shard) -> None:

@@ -22,7 +22,10 @@ class Batches(Protocol):
         ...
 
     def ids(self, step: int) -> np.ndarray:
-        """Return episode number and first frame of every clip of the global batch of a step, (batch_size, 2)."""
+        """Return episode number and first frame of every clip of the global batch of a step, (batch_size, 2).
+
+        Where there are several stores, the number of its store stands before them: (batch_size, 3).
+        """
         ...
 
 

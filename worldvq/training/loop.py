@@ -259,11 +259,12 @@ def _written_by_a_step(model: nn.Module) -> list[Tensor]:
 
 
 def _not_finite(step: int, loss: float, norm: float, ids: np.ndarray) -> str:
-    shown = ", ".join(f"{number}:{start}" for number, start in ids[:IDS_SHOWN].tolist())
+    shown = ", ".join(":".join(map(str, row)) for row in ids[:IDS_SHOWN].tolist())
     more = f" and {len(ids) - IDS_SHOWN} more" if len(ids) > IDS_SHOWN else ""
     return (
         f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g} is not finite, here or in another process; "
-        f"its clips (episode:first frame): {shown}{more}; nothing was updated and the last checkpoint is intact: "
+        f"its clips ({'dataset:' if ids.shape[1] > 2 else ''}episode:first frame): {shown}{more}; "
+        "nothing was updated and the last checkpoint is intact: "
         f"lower optimizer.learning_rate or look at the data"
     )
 

@@ -1,0 +1,28 @@
+"""How networks of embeddings and residual branches start."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from worldvq.nn.attention import Attention, FeedForward
+from worldvq.nn.recall import Recall
+
+
+def start_as_embeddings(model: nn.Module) -> None:
+    """Let residual branches start at zero, so that a network starts as the sum of its embeddings."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.5)
+        if isinstance(module, Attention | Recall):
+            nn.init.zeros_(module.out.weight)
+        if isinstance(module, FeedForward):
+            nn.init.zeros_(module[-1].weight)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def start_like_codes(embed: nn.Embedding, codebook: Tensor) -> None:
+    """Start the embeddings of tokens as random projections of their codes (K, D), so that like codes start alike."""
+    codes = (codebook - codebook.mean(0)) / codebook.std(0).clamp_min(1e-6)
+    projection = torch.randn(codes.shape[1], embed.embedding_dim, device=codes.device)
+    embed.weight.copy_(codes @ projection / codes.shape[1] ** 0.5)
