@@ -99,6 +99,27 @@ class DynamicsConfig(Config):
     _check_heads = model_validator(mode="after")(_heads_fit)
 
 
+class SceneConfig(Config):
+    """The second-stage VQ-VAE: a few codes that say what a frame shows, and a prior that draws its tokens given them.
+
+    The talk on the VQ-VAE (van den Oord et al. 2017) has 3 codes of 512 a frame: 27 bits.
+    """
+
+    num_codes_per_frame: Annotated[int, Field(ge=0, le=64)] = 3
+    """Codes of a frame, each out of a codebook of its own; with 0 the prior is trained without any, to compare."""
+    quantizer: QuantizerConfig = QuantizerConfig(kind="ema", code_dim=16, revive_after=100)
+    """Of each codebook. A step brings one row a frame: ``revive_after`` has to be larger than a tokenizer's."""
+    width: Size = 128
+    """Channels of encoder and decoder of the codes."""
+    num_blocks: Depth = 1
+    """Residual blocks of each of the two at every resolution below that of the tokens."""
+    forecast_weight: NonNegativeFloat = 0.3
+    """Weight of the loss of a head that names every token from the codes alone: it keeps them in use, whatever the
+    prior can tell from neighbours, and drafts samples."""
+    prior: PriorConfig = PriorConfig(kind="pixelcnn", width=96, num_blocks=2)
+    """Draws the tokens. Few layers see few neighbours: what they do not see, the codes have to say."""
+
+
 class SamplingConfig(Config):
     """How tokens are drawn."""
 

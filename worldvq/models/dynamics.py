@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from worldvq.models.config import DynamicsConfig
 from worldvq.models.priors import make_prior
 from worldvq.nn.attention import Attention, FeedForward, RingCache, grid_angles, ring_ages, rotary_angles
+from worldvq.nn.codebook import embed_alike
 from worldvq.nn.recall import Recall, RecallRing
 from worldvq.nn.symlog import NUM_BINS
 from worldvq.types import UNBOUNDED, ActionSpace
@@ -165,13 +166,10 @@ class Dynamics(nn.Module):
         self.sin: Tensor
         _initialize(self)
 
-    @torch.no_grad()
     def initialize_embeddings(self, codebook: Tensor) -> None:
         """Start token embeddings as random projections of the codes (K, D), so that like codes start alike."""
-        codes = (codebook - codebook.mean(0)) / codebook.std(0).clamp_min(1e-6)
         for embed in (self.embed, self.prior.embed):
-            projection = torch.randn(codes.shape[1], embed.embedding_dim, device=codes.device)
-            embed.weight.copy_(codes @ projection / codes.shape[1] ** 0.5)
+            embed_alike(embed, codebook)
 
     def _inputs(self, frames: Tensor, actions: Tensor) -> Tensor:
         """Sum of embeddings of tokens (..., N, width), of their positions, and of actions (..., width)."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def full_precision(x: Tensor) -> torch.autocast:
@@ -30,6 +30,14 @@ def nearest_code(rows: Tensor, codebook: Tensor) -> Tensor:
     # |z - e|^2 without |z|^2, which is the same for every code.
     distance = torch.addmm(codebook.square().sum(1), rows, codebook.T, alpha=-2.0)  # (N, K)
     return distance.argmin(1)
+
+
+@torch.no_grad()
+def embed_alike(embed: nn.Embedding, codebook: Tensor) -> None:
+    """Start the embeddings of tokens as a random projection of their codes (K, D), so that like codes start alike."""
+    codes = (codebook - codebook.mean(0)) / codebook.std(0).clamp_min(1e-6)
+    projection = torch.randn(codes.shape[1], embed.embedding_dim, device=codes.device)
+    embed.weight.copy_(codes @ projection / codes.shape[1] ** 0.5)
 
 
 def count_and_sum(rows: Tensor, tokens: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from worldvq.config.yaml_loading import apply_override, build, read_yaml
 from worldvq.errors import UsageError, did_you_mean
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.files.differences import require_same
-from worldvq.models.config import DynamicsConfig, TokenizerConfig, TokenizerLossConfig
+from worldvq.models.config import DynamicsConfig, SceneConfig, TokenizerConfig, TokenizerLossConfig
 from worldvq.recording.config import RecordConfig
 from worldvq.training.config import TrainConfig
 
@@ -76,13 +76,20 @@ class DynamicsSections(Config):
         return self
 
 
+class SceneSections(Config):
+    """What :mod:`worldvq.stages.scene` is told."""
+
+    scene: SceneConfig = SceneConfig()
+    scene_training: TrainConfig = TrainConfig()
+
+
 class EvaluateSections(Config):
     """What :mod:`worldvq.evaluation` is told."""
 
     evaluate: EvaluateConfig = EvaluateConfig()
 
 
-class ExperimentConfig(EvaluateSections, DynamicsSections, TokenizerSections, RecordSections):
+class ExperimentConfig(EvaluateSections, SceneSections, DynamicsSections, TokenizerSections, RecordSections):
     """A whole road from an environment to an imagined video."""
 
     @model_validator(mode="after")
