@@ -37,7 +37,7 @@ def measure(scenes: Scenes, tokens: Tensor) -> dict[str, Any]:
         "frames": len(tokens),
         "bits": bits_of(scenes.model.config),
         "entropies": entropies(codes, scenes.model.config.quantizer.num_codes),
-        "distinct": len(codes.unique(dim=0)),
+        "distinct": len({tuple(row) for row in codes.tolist()}),
         "nats_per_token": float(nats.mean()),
         "forecast": float(forecast.mean()),
         "other_codes": float(swapped.mean()),

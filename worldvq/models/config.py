@@ -99,6 +99,29 @@ class DynamicsConfig(Config):
     _check_heads = model_validator(mode="after")(_heads_fit)
 
 
+class SceneQuantizerConfig(QuantizerConfig):
+    """Each of the codebooks of a frame's codes."""
+
+    kind: Literal["ema", "sgd", "fsq"] = "ema"
+    """As of a tokenizer; ``ema``: by moving averages (van den Oord et al. 2017, appendix A.1)."""
+    code_dim: Size = 16
+    """Numbers in a code."""
+    revive_after: PositiveInt = 100
+    """A code unused for about this many steps is replaced by an encoder output of the batch. A step brings one row a
+    frame, where a tokenizer has one a token: so it takes longer to know that a code is dead."""
+
+
+class ScenePriorConfig(PriorConfig):
+    """The autoregressive model over the tokens of a frame, given its codes."""
+
+    kind: Literal["transformer", "pixelcnn"] = "pixelcnn"
+    """A gated PixelCNN, as in the talk, or a small causal transformer."""
+    width: Size = 64
+    """Channels of its layers; a transformer's must divide by 4 x ``num_heads``."""
+    num_blocks: Blocks = 2
+    """Layers. Few of them see few neighbours: what they do not see, the codes have to say."""
+
+
 class SceneConfig(Config):
     """The second-stage VQ-VAE: a few codes that say what a frame shows, and a prior that draws its tokens given them.
 
@@ -107,8 +130,7 @@ class SceneConfig(Config):
 
     num_codes_per_frame: Annotated[int, Field(ge=0, le=64)] = 3
     """Codes of a frame, each out of a codebook of its own; with 0 the prior is trained without any, to compare."""
-    quantizer: QuantizerConfig = QuantizerConfig(kind="ema", code_dim=16, revive_after=100)
-    """Of each codebook. A step brings one row a frame: ``revive_after`` has to be larger than a tokenizer's."""
+    quantizer: SceneQuantizerConfig = SceneQuantizerConfig()
     width: Size = 128
     """Channels of encoder and decoder of the codes."""
     num_blocks: Depth = 1
@@ -116,8 +138,7 @@ class SceneConfig(Config):
     forecast_weight: NonNegativeFloat = 0.3
     """Weight of the loss of a head that names every token from the codes alone: it keeps them in use, whatever the
     prior can tell from neighbours, and drafts samples."""
-    prior: PriorConfig = PriorConfig(kind="pixelcnn", width=96, num_blocks=2)
-    """Draws the tokens. Few layers see few neighbours: what they do not see, the codes have to say."""
+    prior: ScenePriorConfig = ScenePriorConfig()
 
 
 class SamplingConfig(Config):
