@@ -23,9 +23,17 @@ from worldvq.evaluation.parts import Parts
 from worldvq.evaluation.report_files import CLIPS, REPORT, read_report, write_report
 from worldvq.files.reading import read_json, seal
 from worldvq.files.weights import hash_module, load_module, save_module
-from worldvq.models.config import DynamicsConfig, PriorConfig, TokenizerConfig
+from worldvq.models.config import (
+    DynamicsConfig,
+    PriorConfig,
+    SceneConfig,
+    ScenePriorConfig,
+    SceneQuantizerConfig,
+    TokenizerConfig,
+)
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import load_tokenizer, save_tokenizer
+from worldvq.models.scene import SceneModel
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
 from worldvq.stages.experiment import ExperimentConfig, TokenizerSections, load_config
@@ -37,11 +45,13 @@ from worldvq.training.tracking import read_metrics
 from worldvq.types import ActionSpace, Episode
 from worldvq.world.actions import read_actions
 from worldvq.world.model import WorldModel
+from worldvq.world.scenes import Scenes
 
 NAMES = [
     *("episode", "episode_zstd", "index", "dataset", "tokens", "token_store", "tokenizer", "tokenizer_weights"),
     *("world", "world_dynamics", "weights", "config", "run_config", "run_inputs", "manifest", "checkpoint"),
     *("optimizer", "metrics", "part", "actions_json", "actions_npy", "report", "clips"),
+    *("scene", "scene_weights"),
 ]
 
 
@@ -90,6 +100,7 @@ def readers(root: Path) -> dict[str, Reader]:
     return {
         **_stores(root, space),
         **_models(root, tokenizer, dynamics),
+        **_scenes(root, tokenizer),
         **_runs(root, tokenizer),
         **_lists(root, space),
     }
@@ -194,6 +205,20 @@ def _models(root: Path, tokenizer: Tokenizer, dynamics: Dynamics) -> dict[str, R
         ),
         "weights": Reader(weights, lambda _: load_module(weights, tokenizer)),
     }
+
+
+def _scenes(root: Path, tokenizer: Tokenizer) -> dict[str, Reader]:
+    folder, prior = root / "scene", ScenePriorConfig(width=8, num_blocks=1)
+    quantizer = SceneQuantizerConfig(num_codes=4, code_dim=2)
+    config = SceneConfig(num_codes_per_frame=2, width=4, quantizer=quantizer, prior=prior)
+    Scenes(tokenizer, SceneModel(config, tokenizer.grid, tokenizer.num_codes), {"env_id": "Toy-v0"}).save(folder)
+
+    def value() -> object:
+        loaded = Scenes.load(folder, "cpu")
+        return hash_module(loaded.model), hash_module(loaded.tokenizer), loaded.meta, loaded.model.config
+
+    files = {"scene": folder / "scene.json", "scene_weights": folder / "scene.safetensors"}
+    return {name: Reader(file, lambda _: Scenes.load(folder, "cpu"), (), value) for name, file in files.items()}
 
 
 def _runs(root: Path, tokenizer: Tokenizer) -> dict[str, Reader]:

@@ -9,9 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
-from worldvq.data.episodes import EpisodeStore
-from worldvq.data.tokens import TokenStore
 from worldvq.errors import UsageError, plural
 from worldvq.evaluation import metrics
 from worldvq.evaluation.scene_codes import measure
@@ -19,59 +16,13 @@ from worldvq.files.differences import require_same
 from worldvq.files.weights import hash_module
 from worldvq.media.pictures import save_png
 from worldvq.media.tiles import sheet
-from worldvq.types import Clip
+from worldvq.models.scene import bits_of
+from worldvq.stages.scene_source import Source
 from worldvq.world.scenes import Scenes
 
 MEASURED = 2048
 """Held-out frames, at most, that numbers are of: spread evenly."""
-COMPARED = 4096
-"""Frames of the training split, at random, among which the nearest by code are looked for."""
 NEAREST = 2
-
-
-class Source:
-    """Frames of a dataset or a token store, as tokens; and as they were, or as the tokenizer brings them back."""
-
-    def __init__(self, scenes: Scenes, data: Path | None, tokens: Path | None) -> None:
-        """Open one of the two.
-
-        Raises:
-            UsageError: Both or none are given, or it does not fit.
-        """
-        if (data is None) == (tokens is None):
-            raise UsageError("give --data, a dataset, or --tokens, a token store, and not both")
-        self.scenes, self.has_frames = scenes, data is not None
-        self.store: EpisodeStore | TokenStore = EpisodeStore.open(data) if data else TokenStore.open(tokens)  # type: ignore[arg-type]
-        if isinstance(self.store, TokenStore):
-            require_same(
-                {"tokenizer_hash": self.store.meta.tokenizer_hash},
-                {"tokenizer_hash": hash_module(scenes.tokenizer)},
-                ("the tokens have", "the scene model has"),
-                f"{tokens} was made by another tokenizer than the scene model's",
-                "give the dataset itself, with --data, or the tokens that the model was trained on",
-            )
-
-    def heldout(self, count: int, seed: int) -> np.ndarray:
-        """Return episode and frame (n, 2) of at most ``count`` held-out frames, spread evenly."""
-        return heldout_clips(self.store, count, 1, seed)
-
-    def train(self, seed: int) -> np.ndarray:
-        """Return episode and frame (n, 2) of frames of the training split."""
-        return np.unique(ClipSampler(self.store, "train", 1, COMPARED, seed).ids(0), axis=0)
-
-    def tokens(self, ids: np.ndarray) -> Tensor:
-        """Return the tokens (n, h, w) of frames (n, 2)."""
-        parts = []
-        for some in np.array_split(ids, -(-len(ids) // 256)):
-            clip = read_clips(self.store, some, 1)
-            parts.append(self.scenes.tokenize(clip.frames[:, 0]) if isinstance(clip, Clip) else clip.tokens[:, 0])
-        return torch.cat(parts)
-
-    def frames(self, ids: np.ndarray) -> np.ndarray:
-        """Return frames (n, H, W, 3) uint8: originals of a dataset, reconstructions of a token store."""
-        if isinstance(self.store, EpisodeStore):
-            return read_clips(self.store, ids, 1).frames[:, 0].numpy()
-        return self.scenes.render(self.tokens(ids))
 
 
 class Sheet(NamedTuple):
@@ -121,7 +72,7 @@ def reconstruct(
     shown = source.tokens(ids)
     codes = scenes.encode(shown)
     drawn = [scenes.draw(codes, seed + again, temperature=temperature) for again in range(2)]
-    bits = f"{_bits(scenes):g} bits"
+    bits = f"{bits_of(scenes.model.config):g} bits"
     rows = [("original", source.frames(ids))] if source.has_frames else []
     rows += [("tokenizer", scenes.render(shown))]
     rows += [(bits, scenes.render(drawn[0].tokens)), ("drawn again", scenes.render(drawn[1].tokens))]
@@ -185,7 +136,7 @@ def sample(
     shown = [begun[row] + list(frames[row * count : (row + 1) * count]) for row in range(len(given))]
     headings += ["drawn"] * count
     if source is not None:
-        for row, nearest in zip(shown, _nearest(source, given, seed), strict=True):
+        for row, nearest in zip(shown, source.nearest(given, NEAREST, seed), strict=True):
             row += list(nearest)
         headings += ["nearest by code"] * NEAREST
     path = save_png(out, sheet(headings, [(_label(row), frames) for row, frames in zip(given, shown, strict=True)]))
@@ -238,7 +189,7 @@ def edit(
         brought = [scenes.render(one.tokens)[0] for one in drawn]
         passes += [one.passes for one in drawn]
         rows.append([frames[own], *brought])
-    for row, nearest in zip(rows, _nearest(source, codes, seed), strict=True):
+    for row, nearest in zip(rows, source.nearest(codes, NEAREST, seed), strict=True):
         row += list(nearest)
     headings = ["frame", "its codes", *(f"code {number + 1} swapped" for number in range(count))]
     headings += ["nearest by code"] * NEAREST
@@ -274,19 +225,6 @@ def _unconditional(folder: Path, scenes: Scenes, device: str) -> Scenes:
         "train one on the same tokens with scene.num_codes_per_frame=0",
     )
     return other
-
-
-def _nearest(source: Source, codes: Tensor, seed: int) -> list[np.ndarray]:
-    """Frames (NEAREST, H, W, 3) of the training split whose codes are nearest to each row of codes."""
-    ids = source.train(seed)
-    there = source.scenes.encode(source.tokens(ids))
-    distances = source.scenes.model.code_distances(codes.to(source.scenes.device), there.to(source.scenes.device))
-    places = distances.topk(min(NEAREST, len(ids)), largest=False).indices.cpu().numpy()
-    return [source.frames(ids[row]) for row in places]
-
-
-def _bits(scenes: Scenes) -> float:
-    return float(scenes.num_codes_per_frame * np.log2(scenes.model.config.quantizer.num_codes))
 
 
 def _label(codes: Tensor) -> str:
