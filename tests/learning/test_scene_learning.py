@@ -25,9 +25,9 @@ def train(count):
     prior = ScenePriorConfig(width=16, num_blocks=1)
     config = SceneConfig(num_codes_per_frame=count, quantizer=quantizer, width=16, prior=prior)
     model = SceneModel(config, GRID, 2).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(250):
+    for _ in range(100):
         loss, _ = scene_loss(model, two_scenes(32, generator)[0])
         optimizer.zero_grad()
         loss.backward()

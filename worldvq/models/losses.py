@@ -113,6 +113,7 @@ def scene_loss(model: nn.Module, clip: TokenClip) -> tuple[Tensor, dict[str, Ten
     loss = nats + inner.config.forecast_weight * forecast + output.quantizer_loss
     metrics = {"nats_per_token": nats.detach(), "forecast": forecast.detach()}
     if output.codes.shape[1]:
-        used = F.one_hot(output.codes, inner.config.quantizer.num_codes).float().mean(0)  # (n, codes)
+        most = inner.config.quantizer.num_codes
+        used = torch.stack([torch.bincount(codes, minlength=most) for codes in output.codes.unbind(1)]) / len(tokens)
         metrics["perplexity"] = torch.exp(-torch.special.xlogy(used, used).sum(1)).mean()
     return loss * clip.mask.float().mean(), metrics
