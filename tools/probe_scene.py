@@ -3,12 +3,13 @@
 Labels come from the game: every episode of the dataset is played again with its seed and its actions, its frames are
 compared with those that were recorded, and the state of the game is read at each. A linear probe (multinomial logistic
 regression) on the one-hot codes of a frame learns them on the training episodes and is asked on the held-out ones,
-which the scene model has not seen either. Chance is the share of the label that is most frequent among held-out frames.
+which the scene model has not seen either. Two yardsticks: blind guessing, one in so many labels, and always
+saying what is most frequent among the held-out frames.
 
 Labels of the maze: ``texture``, the style of the wall straight ahead; ``distance`` to it, 0 to 4 cells or more;
-``heading`` of 24, ``quarter`` turn of 4 and ``aspect``, the heading within the quarter turn, of 6; ``cell``, of 11x11,
-of a layout that is another one in each episode. Labels of ViZDoom: ``place``, squares of ``PLACE`` map units that were
-entered; ``heading``, of 8; ``both``.
+``wall``, both at once; ``heading`` of 24, ``quarter`` turn of 4 and ``aspect``, the heading within the quarter turn, of
+6; ``cell``, of 11x11. Each episode has a layout of its own, so that nothing in a frame tells quarter or cell. Labels of
+ViZDoom: ``place``, squares of ``PLACE`` map units that were entered; ``heading``, of 8; ``both``.
 """
 
 from __future__ import annotations
@@ -45,9 +46,12 @@ def maze_labels(env: Any) -> dict[str, int]:
     ahead = position.copy()
     while grid[int(ahead[1]), int(ahead[0])] == 0:
         ahead = ahead + 0.02 * DIRECTIONS[heading]
+    texture = int(grid[int(ahead[1]), int(ahead[0])])
+    distance = min(int(np.linalg.norm(ahead - position)), FARTHEST)
     return {
-        "texture": int(grid[int(ahead[1]), int(ahead[0])]),
-        "distance": min(int(np.linalg.norm(ahead - position)), FARTHEST),
+        "texture": texture,
+        "distance": distance,
+        "wall": texture * (FARTHEST + 1) + distance,
         "heading": heading,
         "quarter": heading // 6,
         "aspect": heading % 6,
@@ -131,8 +135,11 @@ def main() -> None:
         )
         asked = heldout[1][name]
         hit = float((classes[predict(heldout[0])] == asked).float().mean())
-        chance = float(asked.unique(return_counts=True)[1].max() / len(asked))
-        print(f"{name}: {len(classes)} classes, {hit:.1%} right, chance {chance:.1%}: {hit / chance:.1f} times chance")
+        blind, most = 1 / len(classes), float(asked.unique(return_counts=True)[1].max() / len(asked))
+        print(
+            f"{name}: {len(classes)} classes, {hit:.1%} right; {hit / blind:.1f} times blind guessing ({blind:.1%}), "
+            f"{hit / most:.1f} times the most frequent one ({most:.1%})"
+        )
 
 
 if __name__ == "__main__":
