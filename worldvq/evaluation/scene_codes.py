@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from worldvq.models.scene import bits_of
-from worldvq.world.scenes import Scenes
+from worldvq.world.scenes import AT_ONCE, Scenes
 
 
 def entropies(codes: Tensor, num_codes: int) -> list[float]:
@@ -31,14 +33,19 @@ def measure(scenes: Scenes, tokens: Tensor) -> dict[str, Any]:
         all further on.
     """
     codes = scenes.encode(tokens)
-    nats, forecast = scenes.nats(tokens, codes)
-    swapped, _ = scenes.nats(tokens, codes.roll(len(codes) // 2, 0))
+    swapped = codes.roll(len(codes) // 2, 0)
+    console, costs = Console(stderr=True), []
+    parts = zip(*(rows.split(AT_ONCE) for rows in (tokens, codes, swapped)), strict=True)
+    count = -(-len(tokens) // AT_ONCE)
+    for some, own, others in track(parts, "measuring", count, console=console, disable=not console.is_terminal):
+        costs.append(torch.stack([*scenes.nats(some, own), scenes.nats(some, others)[0]]))  # (3, n)
+    nats, forecast, other = torch.cat(costs, dim=1).mean(1).tolist()
     return {
         "frames": len(tokens),
         "bits": bits_of(scenes.model.config),
         "entropies": entropies(codes, scenes.model.config.quantizer.num_codes),
         "distinct": len({tuple(row) for row in codes.tolist()}),
-        "nats_per_token": float(nats.mean()),
-        "forecast": float(forecast.mean()),
-        "other_codes": float(swapped.mean()),
+        "nats_per_token": nats,
+        "forecast": forecast,
+        "other_codes": other,
     }

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
@@ -51,8 +53,9 @@ class Source:
 
     def tokens(self, ids: np.ndarray) -> Tensor:
         """Return the tokens (n, h, w) of frames (n, 2)."""
-        parts = []
-        for some in np.array_split(ids, -(-len(ids) // AT_ONCE)):
+        console, parts = Console(stderr=True), []
+        some_ids = np.array_split(ids, -(-len(ids) // AT_ONCE))
+        for some in track(some_ids, "reading frames", console=console, disable=not console.is_terminal):
             clip = read_clips(self.store, some, 1)
             parts.append(self.scenes.tokenize(clip.frames[:, 0]) if isinstance(clip, Clip) else clip.tokens[:, 0])
         return torch.cat(parts)
