@@ -136,8 +136,8 @@ class SceneConfig(Config):
     num_blocks: Depth = 1
     """Residual blocks of each of the two at every resolution below that of the tokens."""
     forecast_weight: NonNegativeFloat = 0.3
-    """Weight of the loss of a head that names every token from the codes alone: it keeps them in use, whatever the
-    prior can tell from neighbours, and drafts samples."""
+    """Weight of the loss of a head that names every token from the codes alone: drafts of samples, which then take
+    fewer passes."""
     prior: ScenePriorConfig = ScenePriorConfig()
 
 

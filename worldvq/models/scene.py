@@ -1,9 +1,10 @@
 """Scene codes: a second VQ-VAE, from the token grid of a frame to a few global codes and back.
 
 The talk on *Neural Discrete Representation Learning* (van den Oord, Vinyals, Kavukcuoglu 2017) shows what 27 bits bring
-back of a frame of DeepMind Lab: 3 codes of 512, a PixelCNN that draws the grid given them, trained jointly. The decoder
-cannot do without the codes: a head names every token from them alone, the prior has few layers and so sees few
-neighbours, and codes cost it nothing, as there is no KL term that a posterior could collapse to please.
+back of a frame of DeepMind Lab: 3 codes of 512, a PixelCNN that draws the grid given them, trained jointly. What
+keeps the decoder from ignoring the codes: they are discrete and cost the loss nothing, so there is no KL term that a
+posterior could collapse to please; codes that die are revived; and a prior of few layers sees few neighbours. A head
+that names every token from the codes alone drafts samples. docs/scene.md has what each of these is worth.
 """
 
 from __future__ import annotations

@@ -243,10 +243,11 @@ def _measured(found: dict[str, Any], scenes: Scenes) -> list[str]:
         lines.append(
             f"entropy of each code: {entropies} of {most:g} bits; {found['distinct']} different frames by code"
         )
-    lines.append(
-        f"nats/token: {found['nats_per_token']:.4f}; given the codes alone: {found['forecast']:.4f}"
-        + (f"; with another frame's codes: {found['other_codes']:.4f}" if scenes.num_codes_per_frame else "")
-    )
+    alone = "the codes" if scenes.num_codes_per_frame else "its place"
+    line = f"nats/token: {found['nats_per_token']:.4f}; given {alone} alone: {found['forecast']:.4f}"
+    if scenes.num_codes_per_frame:
+        line += f"; with another frame's codes: {found['other_codes']:.4f}"
+    lines.append(line)
     return lines
 
 
