@@ -116,6 +116,7 @@ MISTAKES = [
     (f"reconstruct {SCENE} --tokens tokens --without scene", ["num_codes_per_frame: scene has 3", "needs 0"]),
     (f"reconstruct {SCENE} --data unsplit", ["unsplit has no held-out episodes"]),
     ("reconstruct --scene data --data data --out new.png", ["no trained scene model in data", "worldvq scene train"]),
+    ("sample --scene scene --codes 1,2,3 --out new", ["--out new", "ends in .png"]),
     (f"sample {SCENE}", ["give --data, a dataset, or --tokens"]),
     (f"sample {SCENE} --codes 1,2", ["codes 1,2", "3 a frame, each from 0 to 7"]),
     (f"sample {SCENE} --codes 1,2,8", ["codes 1,2,8", "from 0 to 7"]),

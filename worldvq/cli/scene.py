@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worldvq.cli.options import ConfigOption, DeviceOption, Overrides, TrackOption, runs, with_options
+from worldvq.errors import UsageError
 
 if TYPE_CHECKING:
     from worldvq.stages.scene_sheets import Sheet
@@ -78,7 +79,7 @@ def reconstruct_command(
     from worldvq.stages.scene_sheets import reconstruct
 
     settings = {"count": count, "temperature": temperature, "seed": seed, "without": without, "device": device}
-    _print(reconstruct(scene, data, tokens, out, **settings))
+    _print(reconstruct(scene, data, tokens, _png(out), **settings))
 
 
 @scene_app.command("sample")
@@ -103,7 +104,7 @@ def sample_command(
     from worldvq.stages.scene_sheets import sample
 
     settings = {"codes": codes, "count": count, "rows": rows, "temperature": temperature, "seed": seed}
-    _print(sample(scene, data, tokens, out, **settings, device=device))
+    _print(sample(scene, data, tokens, _png(out), **settings, device=device))
 
 
 @scene_app.command("edit")
@@ -125,7 +126,13 @@ def edit_command(
     from worldvq.stages.scene_sheets import edit
 
     settings = {"temperature": temperature, "seed": seed, "device": device}
-    _print(edit(scene, data, tokens, out, between=(first, second), **settings))
+    _print(edit(scene, data, tokens, _png(out), between=(first, second), **settings))
+
+
+def _png(out: Path) -> Path:
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out}: the picture is a PNG, its name ends in .png")
+    return out
 
 
 def _print(sheet: Sheet) -> None:
