@@ -25,10 +25,19 @@ from worldvq.evaluation.parts import Parts
 from worldvq.evaluation.report_files import CLIPS, REPORT, read_report, write_report
 from worldvq.files.reading import read_json, seal
 from worldvq.files.weights import hash_module, load_module, save_module
-from worldvq.models.config import DynamicsConfig, ImagePriorConfig, PriorConfig, TokenizerConfig
+from worldvq.models.config import (
+    DynamicsConfig,
+    ImagePriorConfig,
+    PriorConfig,
+    SceneConfig,
+    ScenePriorConfig,
+    SceneQuantizerConfig,
+    TokenizerConfig,
+)
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.image_prior import ImagePrior
 from worldvq.models.loading import load_tokenizer, save_tokenizer
+from worldvq.models.scene import SceneModel
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
 from worldvq.stages.experiment import ExperimentConfig, TokenizerSections, load_config
@@ -41,12 +50,14 @@ from worldvq.types import ActionSpace, Episode
 from worldvq.world.actions import read_actions
 from worldvq.world.images import ImageModel
 from worldvq.world.model import WorldModel
+from worldvq.world.scenes import Scenes
 
 NAMES = [
     *("episode", "episode_zstd", "index", "dataset", "tokens", "token_store", "compressed"),
     *("tokenizer", "tokenizer_weights", "world", "world_dynamics", "images", "images_prior"),
     *("weights", "config", "run_config", "run_inputs", "manifest", "checkpoint"),
     *("optimizer", "metrics", "part", "actions_json", "actions_npy", "report", "clips"),
+    *("scene", "scene_weights"),
 ]
 
 
@@ -96,6 +107,7 @@ def readers(root: Path) -> dict[str, Reader]:
         **_stores(root, space),
         **_models(root, tokenizer, dynamics),
         **_images(root / "prior", tokenizer),
+        **_scenes(root, tokenizer),
         **_runs(root, tokenizer),
         **_lists(root, space),
     }
@@ -238,6 +250,20 @@ def _images(folder: Path, tokenizer: Tokenizer) -> dict[str, Reader]:
         "images": Reader(folder / "prior.json", lambda _: ImageModel.load(folder, "cpu").number("cat"), (), value),
         "images_prior": Reader(folder / "prior.safetensors", lambda _: ImageModel.load(folder, "cpu"), (), value),
     }
+
+
+def _scenes(root: Path, tokenizer: Tokenizer) -> dict[str, Reader]:
+    folder, prior = root / "scene", ScenePriorConfig(width=8, num_blocks=1)
+    quantizer = SceneQuantizerConfig(num_codes=4, code_dim=2)
+    config = SceneConfig(num_codes_per_frame=2, width=4, quantizer=quantizer, prior=prior)
+    Scenes(tokenizer, SceneModel(config, tokenizer.grid, tokenizer.num_codes), {"env_id": "Toy-v0"}).save(folder)
+
+    def value() -> object:
+        loaded = Scenes.load(folder, "cpu")
+        return hash_module(loaded.model), hash_module(loaded.tokenizer), loaded.meta, loaded.model.config
+
+    files = {"scene": folder / "scene.json", "scene_weights": folder / "scene.safetensors"}
+    return {name: Reader(file, lambda _: Scenes.load(folder, "cpu"), (), value) for name, file in files.items()}
 
 
 def _runs(root: Path, tokenizer: Tokenizer) -> dict[str, Reader]:

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from support.batches import Held, Noted, Scenes, TokenBatches
+from support.batches import Held, KilledTokens, Noted, Scenes, TokenBatches
 from support.fault_tools import free_port, hear_ctrl_c, wait_until
 from support.tokenizers import make_tokenizer
 from worldvq.errors import WorldVQError
-from worldvq.models.config import DynamicsConfig
+from worldvq.models.config import DynamicsConfig, SceneConfig
 from worldvq.models.dynamics import Dynamics
-from worldvq.models.losses import dynamics_loss, tokenizer_loss
+from worldvq.models.losses import dynamics_loss, scene_loss, tokenizer_loss
 from worldvq.nn.config import QuantizerConfig
 from worldvq.training.config import TrainConfig
 from worldvq.types import ActionSpace
@@ -135,6 +135,19 @@ def train_dynamics(out: str, settings: dict[str, Any], prior_kind: str = "transf
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     batches, settings = TokenBatches(8), TrainConfig(**settings)
     fit(dynamics(prior_kind), dynamics_loss, batches, settings, Path(out), summary="test", heldout=TokenBatches(8))
+
+
+def train_scene(out: str, settings: dict[str, Any], kill_at: int | None = None) -> None:
+    """Train a small scene model; leaves its random state beside the run."""
+    from worldvq.models.scene import SceneModel
+    from worldvq.training.fit import fit
+
+    torch.manual_seed(1)
+    quantizer = {"num_codes": 8, "code_dim": 4, "revive_after": 2}
+    model = SceneModel(SceneConfig(width=8, quantizer=quantizer, prior={"width": 8}), (4, 4), 16)  # type: ignore[arg-type]
+    Path(out).mkdir(parents=True, exist_ok=True)
+    fit(model, scene_loss, KilledTokens(8, kill_at), TrainConfig(**settings), Path(out) / "run", summary="test")
+    (Path(out) / "random.0").write_bytes(torch.get_rng_state().numpy().tobytes())
 
 
 def train_held(

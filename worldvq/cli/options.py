@@ -43,6 +43,10 @@ ScaleOption = Annotated[
     ),
 ]
 
+TrackOption = Annotated[
+    list[str] | None, typer.Option(help="Also log to tensorboard, wandb or trackio; may be given more than once.")
+]
+
 TrustOption = Annotated[
     bool, typer.Option("--trust", help="Play the environment that DATA names even where that runs code of its own.")
 ]
@@ -75,6 +79,12 @@ def given(options: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
                 f"--{key.rpartition('.')[2]} {changes[key]} is short for {key}: give it or {text}, not both"
             )
     return changes
+
+
+def with_options(overrides: list[str], section: str, steps: int | None, seed: int | None) -> list[str]:
+    """Return the overrides of a training run with what ``--steps`` and ``--seed`` say added."""
+    changes = given({f"{section}.steps": steps, f"{section}.seed": seed}, overrides)
+    return [*overrides, *(f"{key}={value}" for key, value in changes.items())]
 
 
 def parse_size(text: str) -> tuple[int, int]:

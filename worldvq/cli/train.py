@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from worldvq.cli.options import ConfigOption, DeviceOption, Overrides, given, runs
+from worldvq.cli.options import ConfigOption, DeviceOption, Overrides, TrackOption, runs, with_options
 from worldvq.errors import UsageError, plural
 
 app = typer.Typer()
@@ -15,10 +15,6 @@ train_app = typer.Typer(
     help="Train a tokenizer, then the dynamics, or an image prior, on its tokens.", no_args_is_help=True
 )
 app.add_typer(train_app, name="train")
-
-TrackOption = Annotated[
-    list[str] | None, typer.Option(help="Also log to tensorboard, wandb or trackio; may be given more than once.")
-]
 
 FromOption = Annotated[
     Path | None,
@@ -58,7 +54,7 @@ def train_tokenizer_command(
     from worldvq.stages.experiment import load_config
     from worldvq.stages.tokenizer import train_tokenizer
 
-    settings = load_config(config, _with_options(overrides or [], "tokenizer_training", steps, seed))
+    settings = load_config(config, with_options(overrides or [], "tokenizer_training", steps, seed))
     train_tokenizer(settings, data or [runs(config) / "data"], folder, track or [], device, start)
     if is_first_process():
         print(f"tokenizer: {folder}")
@@ -95,7 +91,7 @@ def train_dynamics_command(
     from worldvq.stages.experiment import load_config
 
     world = world or folder.parent / "world"
-    settings = load_config(config, _with_options(overrides or [], "dynamics_training", steps, seed))
+    settings = load_config(config, with_options(overrides or [], "dynamics_training", steps, seed))
     tokens, tokenizer = tokens or runs(config) / "tokens", tokenizer or runs(config) / "tokenizer"
     train_dynamics(settings, tokens, tokenizer, folder, world, track or [], device, start)
     if is_first_process():
@@ -137,7 +133,7 @@ def train_prior_command(
     from worldvq.stages.experiment import load_config
     from worldvq.stages.prior import train_prior
 
-    settings = load_config(config, _with_options(overrides or [], "prior_training", steps, seed))
+    settings = load_config(config, with_options(overrides or [], "prior_training", steps, seed))
     tokens, tokenizer = tokens or [runs(config) / "tokens"], tokenizer or runs(config) / "tokenizer"
     train_prior(settings, tokens, tokenizer, folder, track or [], device, start)
     if is_first_process():
@@ -190,9 +186,3 @@ def reconstruct_command(
         f"{found.tokens * found.entropy:,.0f} by the entropy of the codes, {found.entropy:.2f} a token"
     )
     print(found.picture)
-
-
-def _with_options(overrides: list[str], section: str, steps: int | None, seed: int | None) -> list[str]:
-    """Return the overrides of a training run with what ``--steps`` and ``--seed`` say added."""
-    changes = given({f"{section}.steps": steps, f"{section}.seed": seed}, overrides)
-    return [*overrides, *(f"{key}={value}" for key, value in changes.items())]

@@ -140,3 +140,26 @@ def grid(rows: Sequence[Sequence[np.ndarray]] | np.ndarray, gap: int = GAP, scal
             left += width + gap
         top += height + gap
     return out
+
+
+def sheet(headings: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]], side: int = 128) -> np.ndarray:
+    """Lay out rows of frames with a label left of each row and a heading over each column.
+
+    Args:
+        headings: One a column.
+        rows: Label, and frames (H, W, 3) uint8 of one size.
+        side: About how large the longer side of a frame is drawn, in pixels.
+    """
+    scale = scale_to(side, rows[0][1][0].shape[:2])
+    left = max(
+        round(max(ImageFont.load_default(_font_size(LINE)).getlength(label) for label, _ in rows)) + 12, MIN_WIDTH
+    )
+    lines = []
+    for label, frames in rows:
+        drawn = [enlarge(frame, scale) for frame in frames]
+        middle = fill(max(drawn[0].shape[0] // 2 - LINE // 2, 0), left)
+        columns = [tile(frame, max(frame.shape[1], MIN_WIDTH), []) for frame in drawn]
+        lines.append([np.concatenate([middle, text(label, left, LINE, align="right")]), *columns])
+    widths = [frame.shape[1] for frame in lines[0][1:]]
+    top = [text(words, width, LINE, FAINT) for words, width in zip(headings, widths, strict=True)]
+    return grid([[fill(LINE, left), *top], *lines])

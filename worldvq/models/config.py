@@ -107,6 +107,48 @@ class DynamicsConfig(Config):
     _check_heads = model_validator(mode="after")(_heads_fit)
 
 
+class SceneQuantizerConfig(QuantizerConfig):
+    """Each of the codebooks of a frame's codes."""
+
+    kind: Literal["ema", "sgd", "fsq"] = "ema"
+    """As of a tokenizer; ``ema``: by moving averages (van den Oord et al. 2017, appendix A.1)."""
+    code_dim: Size = 16
+    """Numbers in a code."""
+    revive_after: PositiveInt = 100
+    """A code unused for about this many steps is replaced by an encoder output of the batch. A step brings one row a
+    frame, where a tokenizer has one a token: so it takes longer to know that a code is dead."""
+
+
+class ScenePriorConfig(PriorConfig):
+    """The autoregressive model over the tokens of a frame, given its codes."""
+
+    kind: Literal["transformer", "pixelcnn"] = "pixelcnn"
+    """A gated PixelCNN, as in the talk, or a small causal transformer."""
+    width: Size = 64
+    """Channels of its layers; a transformer's must divide by 4 x ``num_heads``."""
+    num_blocks: Blocks = 2
+    """Layers. Few of them see few neighbours: what they do not see, the codes have to say."""
+
+
+class SceneConfig(Config):
+    """The second-stage VQ-VAE: a few codes that say what a frame shows, and a prior that draws its tokens given them.
+
+    The talk on the VQ-VAE (van den Oord et al. 2017) has 3 codes of 512 a frame: 27 bits.
+    """
+
+    num_codes_per_frame: Annotated[int, Field(ge=0, le=64)] = 3
+    """Codes of a frame, each out of a codebook of its own; with 0 the prior is trained without any, to compare."""
+    quantizer: SceneQuantizerConfig = SceneQuantizerConfig()
+    width: Size = 128
+    """Channels of encoder and decoder of the codes."""
+    num_blocks: Depth = 1
+    """Residual blocks of each of the two at every resolution below that of the tokens."""
+    forecast_weight: NonNegativeFloat = 0.3
+    """Weight of the loss of a head that names every token from the codes alone: drafts of samples, which then take
+    fewer passes."""
+    prior: ScenePriorConfig = ScenePriorConfig()
+
+
 class SamplingConfig(Config):
     """How tokens are drawn."""
 

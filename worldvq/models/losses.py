@@ -106,3 +106,29 @@ def dynamics_loss(model: nn.Module, clip: TokenClip) -> tuple[Tensor, dict[str, 
         "termination": mean(ends, happens),
     }
     return loss, metrics
+
+
+def scene_loss(model: nn.Module, clip: TokenClip) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of tokens given the codes of their frame, the prior's and the head's; plus the quantizers' loss.
+
+    Padding adds zeros and counts in the denominator: so the mean over processes is the mean over the global batch.
+
+    Args:
+        model: A SceneModel, possibly wrapped for distributed training.
+        clip: Tokens (B, T, h, w); every frame counts alike.
+
+    Returns:
+        The loss and detached scalars, of the frames that exist: ``nats_per_token``, ``forecast`` (from the codes
+        alone) and, where there are codes, ``perplexity``: of those of the batch, the mean over codebooks.
+    """
+    tokens = clip.tokens[clip.mask]  # (N, h, w)
+    output = model(tokens)
+    inner: Any = getattr(model, "module", model)
+    nats, forecast = (_nats(logits, tokens).mean() for logits in (output.logits, output.forecast))
+    loss = nats + inner.config.forecast_weight * forecast + output.quantizer_loss
+    metrics = {"nats_per_token": nats.detach(), "forecast": forecast.detach()}
+    if output.codes.shape[1]:
+        most = inner.config.quantizer.num_codes
+        used = torch.stack([torch.bincount(codes, minlength=most) for codes in output.codes.unbind(1)]) / len(tokens)
+        metrics["perplexity"] = torch.exp(-torch.special.xlogy(used, used).sum(1)).mean()
+    return loss * clip.mask.float().mean(), metrics

@@ -17,7 +17,13 @@ from worldvq.config.yaml_loading import apply_override, build, read_yaml
 from worldvq.errors import UsageError, did_you_mean
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.files.differences import require_same
-from worldvq.models.config import DynamicsConfig, ImagePriorConfig, TokenizerConfig, TokenizerLossConfig
+from worldvq.models.config import (
+    DynamicsConfig,
+    ImagePriorConfig,
+    SceneConfig,
+    TokenizerConfig,
+    TokenizerLossConfig,
+)
 from worldvq.recording.config import RecordConfig
 from worldvq.training.config import TrainConfig
 
@@ -92,13 +98,22 @@ class PriorSections(Config):
     prior_training: PriorTrainConfig = PriorTrainConfig()
 
 
+class SceneSections(Config):
+    """What :mod:`worldvq.stages.scene` is told."""
+
+    scene: SceneConfig = SceneConfig()
+    scene_training: TrainConfig = TrainConfig()
+
+
 class EvaluateSections(Config):
     """What :mod:`worldvq.evaluation` is told."""
 
     evaluate: EvaluateConfig = EvaluateConfig()
 
 
-class ExperimentConfig(EvaluateSections, PriorSections, DynamicsSections, TokenizerSections, RecordSections):
+class ExperimentConfig(
+    EvaluateSections, SceneSections, PriorSections, DynamicsSections, TokenizerSections, RecordSections
+):
     """A whole road from an environment to an imagined video."""
 
     @model_validator(mode="after")
