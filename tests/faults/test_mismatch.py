@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from support.episodes import write
 from support.fault_tools import hashes
 
 from worldvq.config.env import EnvConfig
+from worldvq.config.yaml_loading import dump_yaml, read_yaml
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.tokens import TokenMeta, TokenStore
 from worldvq.errors import CorruptFileError, UsageError
@@ -26,7 +28,7 @@ from worldvq.models.loading import load_tokenizer, save_tokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
 from worldvq.stages.dynamics import train_dynamics
-from worldvq.stages.experiment import DynamicsSections, ExperimentConfig, load_config
+from worldvq.stages.experiment import DynamicsSections, ExperimentConfig, defaults, load_config
 from worldvq.stages.imagine import imagine
 from worldvq.stages.tokenizer import train_tokenizer
 from worldvq.stages.tokens import tokenize
@@ -341,6 +343,20 @@ def test_a_run_that_is_the_same_goes_on_and_says_nothing(tmp_path):
         )
     (tmp_path / "run" / "inputs.json").unlink()  # a run from before there was such a file
     begin_run(tmp_path / "run", "dynamics", ExperimentConfig().sections(DynamicsSections), {"grid": (4, 4)})
+
+
+def test_a_run_from_before_a_key_existed_goes_on_where_its_default_is_asked_for(tmp_path):
+    sections, usual = ExperimentConfig().sections(DynamicsSections), defaults(DynamicsSections)
+    begin_run(tmp_path, "dynamics", sections, {}, usual)
+    older = copy.deepcopy(sections)
+    del older["dynamics"]["recall"], older["dynamics"]["prior"]["num_blocks"], older["dynamics_training"]["accumulate"]
+    (tmp_path / "config.yaml").write_text(dump_yaml(older))
+    begin_run(tmp_path, "dynamics", sections, {}, usual)
+    assert read_yaml(tmp_path / "config.yaml") == sections
+    (tmp_path / "config.yaml").write_text(dump_yaml(older))
+    sections["dynamics"]["prior"]["num_blocks"] = 5
+    with pytest.raises(UsageError, match=r"dynamics\.prior\.num_blocks: that run had 2, this one has 5"):
+        begin_run(tmp_path, "dynamics", sections, {}, usual)
 
 
 def test_differences_say_all_and_shorten_what_is_long():

@@ -22,7 +22,7 @@ from worldvq.media.tiles import grid
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.losses import dynamics_loss
-from worldvq.stages.experiment import DynamicsSections, ExperimentConfig
+from worldvq.stages.experiment import DynamicsSections, ExperimentConfig, defaults
 from worldvq.stages.heldout import heldout_batches
 from worldvq.stages.start import start_from
 from worldvq.stages.tokens import open_tokens
@@ -70,7 +70,9 @@ def train_dynamics(
     summary = f"dynamics, {height * width} tokens a frame, clips of {plural(training.clip_frames, 'frame')}"
     picture = _imagined_strip(joined, store, config.evaluate, training, out)
     inputs = {**made, "action_space": store.action_space.to_json(), "tokens": store.fingerprint(), "start": started}
-    begin = functools.partial(begin_run, out, "dynamics", config.sections(DynamicsSections), inputs)
+    begin = functools.partial(
+        begin_run, out, "dynamics", config.sections(DynamicsSections), inputs, defaults(DynamicsSections)
+    )
     model = fit(
         model,
         dynamics_loss,

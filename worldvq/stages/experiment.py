@@ -157,6 +157,11 @@ class ExperimentConfig(
         return self.model_copy(update={"tokenizer": build(TokenizerConfig, settings, source)})
 
 
+def defaults(stage: type[Config]) -> dict[str, Any]:
+    """Return the sections of a stage as plain data where nothing is given."""
+    return stage().model_dump(mode="json")
+
+
 MINUTES = {10: "maze", 60: "maze_hour"}
 """The demo's presets by how long they take on two CPU cores."""
 

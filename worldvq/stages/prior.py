@@ -19,7 +19,7 @@ from worldvq.models.image_prior import ImagePrior
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.losses import image_prior_loss
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.stages.experiment import ExperimentConfig, PriorSections
+from worldvq.stages.experiment import ExperimentConfig, PriorSections, defaults
 from worldvq.stages.heldout import with_heldout
 from worldvq.stages.start import start_from
 from worldvq.stages.tokens import open_tokens
@@ -77,7 +77,7 @@ def train_prior(
         summary=f"image prior, {height * width} tokens a frame, {of}",
         heldout=heldout,
         picture=_sheet(vqvae, classes, training.seed, out),
-        begin=functools.partial(begin_run, out, "prior", sections, inputs),
+        begin=functools.partial(begin_run, out, "prior", sections, inputs, defaults(PriorSections)),
         trackers=trackers,
         device=device,
     )

@@ -18,7 +18,7 @@ from worldvq.models.loading import load_tokenizer
 from worldvq.models.losses import scene_loss
 from worldvq.models.scene import SceneModel, bits_of
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.stages.experiment import ExperimentConfig, SceneSections
+from worldvq.stages.experiment import ExperimentConfig, SceneSections, defaults
 from worldvq.stages.heldout import heldout_batches
 from worldvq.stages.tokens import open_tokens
 from worldvq.training.config import TrainConfig
@@ -68,7 +68,9 @@ def train_scene(
         summary=f"scene codes, {bits_of(config.scene):g} bits a frame of {height * width} tokens",
         heldout=heldout,
         picture=_brought_back(store, vqvae, training, out) if heldout else None,
-        begin=functools.partial(begin_run, out, "scene", config.sections(SceneSections), inputs),
+        begin=functools.partial(
+            begin_run, out, "scene", config.sections(SceneSections), inputs, defaults(SceneSections)
+        ),
         trackers=trackers,
         device=device,
     )

@@ -21,7 +21,7 @@ from worldvq.media.tiles import grid
 from worldvq.models.loading import save_tokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.models.tokenizer_losses import make_tokenizer_loss
-from worldvq.stages.experiment import ExperimentConfig, TokenizerSections
+from worldvq.stages.experiment import ExperimentConfig, TokenizerSections, defaults
 from worldvq.stages.heldout import heldout_batches
 from worldvq.stages.start import start_from
 from worldvq.training.config import TrainConfig
@@ -80,7 +80,9 @@ def train_tokenizer(
     if len(stores) > 1:
         inputs["env"] = [store.meta.env.model_dump(mode="json") for store in stores]
         inputs["data"] = [store.fingerprint() for store in stores]
-    begin = functools.partial(begin_run, out, "tokenizer", config.sections(TokenizerSections), inputs)
+    begin = functools.partial(
+        begin_run, out, "tokenizer", config.sections(TokenizerSections), inputs, defaults(TokenizerSections)
+    )
     fit(
         model,
         loss,

@@ -16,7 +16,9 @@ from worldvq.training.config import FREE
 _RUNS = ("that run had", "this one has")
 
 
-def begin_run(out: Path, what: str, config: dict[str, Any], inputs: dict[str, Any]) -> None:
+def begin_run(
+    out: Path, what: str, config: dict[str, Any], inputs: dict[str, Any], defaults: dict[str, Any] | None = None
+) -> None:
     """Write what decides a run, or check that the run being continued has the same.
 
     The settings in :data:`~worldvq.training.config.FREE` may differ: the run goes on with the new ones, and says so.
@@ -27,6 +29,7 @@ def begin_run(out: Path, what: str, config: dict[str, Any], inputs: dict[str, An
         config: The sections that decide the run, as JSON values; they become ``config.yaml``.
         inputs: What the run is fed with, as JSON values; becomes ``inputs.json``. ``start`` is the hash of the weights
             that it starts from; None is every start, once there is a checkpoint.
+        defaults: The sections where nothing is given: what a run was trained with whose version did not know a key yet.
 
     Raises:
         UsageError: ``out`` holds another run, names everything that differs; or it has more steps than are asked for.
@@ -34,7 +37,7 @@ def begin_run(out: Path, what: str, config: dict[str, Any], inputs: dict[str, An
         CorruptFileError: ``inputs.json`` is damaged.
     """
     steps = Checkpoints(out / "checkpoints", keep=2).steps()
-    news = _compare_configs(out, what, config, steps)
+    news = _compare_configs(out, what, config, defaults or {}, steps)
     path = out / "inputs.json"
     if path.exists():  # runs from before it was written have none
         there = read_sealed(path)
@@ -49,12 +52,14 @@ def begin_run(out: Path, what: str, config: dict[str, Any], inputs: dict[str, An
         print(f"{out} goes on from step {steps[-1]} with other settings: {join(news)}", flush=True)
 
 
-def _compare_configs(out: Path, what: str, config: dict[str, Any], steps: list[int]) -> list[str]:
+def _compare_configs(
+    out: Path, what: str, config: dict[str, Any], defaults: dict[str, Any], steps: list[int]
+) -> list[str]:
     """Refuse to continue a run with another config; returns what differs of that which may."""
     path = out / "config.yaml"
     if not path.exists():
         return []
-    there = read_yaml(path)
+    there = _completed(read_yaml(path), config, defaults)
     problem = f"{out} holds a {what} model trained with another config"
     way_out = f"give another --out (--from {out} starts from its weights, if the sizes are the same)"
     require_same(there, config, _RUNS, problem, way_out, ignore=FREE)
@@ -65,3 +70,16 @@ def _compare_configs(out: Path, what: str, config: dict[str, Any], steps: list[i
             "more, or another --out"
         )
     return differences(there, config, ("it had", "it has")) if steps else []
+
+
+def _completed(there: Any, here: dict[str, Any], defaults: dict[str, Any]) -> Any:
+    """Return a run's config with the keys that it lacks and this one has, at their defaults."""
+    if not isinstance(there, dict):
+        return there
+    missing = {key: defaults[key] for key in here.keys() & defaults.keys() - there.keys()}
+    nested = {
+        key: _completed(value, here[key], defaults[key])
+        for key, value in there.items()
+        if isinstance(here.get(key), dict) and isinstance(defaults.get(key), dict)
+    }
+    return {**there, **missing, **nested}
