@@ -118,7 +118,7 @@ def main() -> None:
         summary=summary, heldout=samplers[1], begin=begin, device="cpu",
     )  # fmt: skip
     found = measure_likelihood(world, arguments.score_on or arguments.data, arguments.clips, fit_on=arguments.data)
-    clip, context = scored_clips(world, EpisodeStore.open(arguments.score_on or arguments.data), arguments.clips)
+    clip, context, _ = scored_clips(world, EpisodeStore.open(arguments.score_on or arguments.data), arguments.clips)
     frames = clip.frames[:, context:].flatten(0, 1)
     rows = {f"VQ-VAE, {name}": (found.reconstruction, bits) for name, bits in found.priors.items()}
     print(table(rows | {f"VAE, {latent} Gaussian numbers": score(model.eval(), frames)}))

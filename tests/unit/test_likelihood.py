@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import math
@@ -19,12 +20,14 @@ from worldvq.data.clips import heldout_clips, read_clips
 from worldvq.errors import UsageError
 from worldvq.evaluation import likelihood
 from worldvq.evaluation.likelihood import SCORED, lossless_bytes, measure_likelihood
-from worldvq.models.config import PriorConfig, TokenizerConfig
+from worldvq.models.config import ImagePriorConfig, PriorConfig, TokenizerConfig
+from worldvq.models.image_prior import ImagePrior
 from worldvq.models.likelihood import bound, decode_means, fit_log_scale, logistic_nats, uniform_nats
 from worldvq.models.priors import make_prior
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
 from worldvq.types import Episode, frames_to_model
+from worldvq.world.images import ImageModel
 
 VALUES = torch.arange(256)[:, None, None, None].expand(256, 3, 1, 1) / 127.5 - 1  # every value of a pixel
 
@@ -128,15 +131,18 @@ def _few(monkeypatch):
     monkeypatch.setattr(likelihood, "FITTED", 16)
 
 
-def dataset(path, world, steps=30, episodes=4):
-    space = world.action_space
-    rows = []
-    for seed in range(episodes):
+def episodes(world, steps=30, count=4):
+    space, rows = world.action_space, []
+    for seed in range(count):
         torch.manual_seed(seed)
         frames, rng = make_frames(1, steps + 1)[0].numpy(), np.random.default_rng(seed)
         actions, rewards = rng.integers(0, space.nvec[0], steps), np.zeros(steps, np.float32)
         rows.append(Episode(frames, actions, rewards, False, True, seed=seed))
-    return write(path, space, rows)
+    return rows
+
+
+def dataset(path, world, steps=30, count=4):
+    return write(path, world.action_space, episodes(world, steps, count))
 
 
 def test_the_numbers_are_those_that_are_added_up_by_hand(tmp_path):
@@ -166,7 +172,7 @@ def test_the_numbers_are_those_that_are_added_up_by_hand(tmp_path):
 
 def test_a_tokenizer_alone_scores_single_frames(tmp_path):
     world = make_world()
-    dataset(tmp_path / "data", world, steps=5, episodes=3)  # too short for the dynamics
+    dataset(tmp_path / "data", world, steps=5, count=3)  # too short for the dynamics
     dataset(tmp_path / "other", world, steps=7)
     found = measure_likelihood(world.tokenizer, tmp_path / "data", 1)
     assert found.num_frames == 6 and list(found.priors) == ["all codes equally probable"]  # all of the one episode
@@ -175,6 +181,33 @@ def test_a_tokenizer_alone_scores_single_frames(tmp_path):
     small = TokenizerConfig(frame_size=(8, 8), downsample=4, width=8)
     with pytest.raises(UsageError, match="frame_size: the dataset has 16x24, the tokenizer expects 8x8"):
         measure_likelihood(Tokenizer(small), tmp_path / "data", 1)
+
+
+@pytest.mark.parametrize("labels", [("cat", "dog"), ("", "")])
+def test_an_image_prior_scores_the_tokens_of_single_frames(tmp_path, labels):
+    world, classes = make_world(), sorted({label or "Toy-v0" for label in labels})
+    rows = [dataclasses.replace(episode, meta={"label": labels[n % 2]}) for n, episode in enumerate(episodes(world))]
+    store = write(tmp_path / "data", world.action_space, rows, heldout_every=2)
+    torch.manual_seed(3)
+    prior = ImagePrior(ImagePriorConfig(width=16, num_blocks=1), world.tokenizer.grid, 11, len(classes))
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    model = ImageModel(world.tokenizer, prior, classes, {})
+    found = measure_likelihood(world, tmp_path / "data", 4, prior=model)
+    ids = heldout_clips(store, 4, 3 + SCORED)
+    tokens = world.tokenize(read_clips(store, ids, 3 + SCORED).frames)[:, 3:]
+    nats = 0.0
+    for (number, _), grids in zip(ids.tolist(), tokens, strict=True):
+        label = classes.index(labels[number % 2] or "Toy-v0")
+        with torch.no_grad():
+            logits = prior(grids, torch.full((SCORED,), label)).logits
+        nats += float(torch.nn.functional.cross_entropy(logits.flatten(0, 2), grids.flatten(), reduction="sum"))
+    name = "the image prior, " + ("given the class" if len(classes) > 1 else "of single frames")
+    dims = SCORED * len(ids) * HEIGHT * WIDTH * 3
+    assert found.priors[name] == pytest.approx(nats / math.log(2) / dims, rel=1e-5)
+    with pytest.raises(UsageError, match="tokens of another tokenizer"):
+        torch.nn.init.normal_(world.tokenizer.decoder[0].weight)
+        measure_likelihood(world, tmp_path / "data", 4, prior=ImageModel(make_world().tokenizer, prior, classes, {}))
 
 
 def test_files_are_lossless_and_counted_whole(tmp_path):

@@ -63,6 +63,9 @@ def likelihood_command(
     fit_on: Annotated[
         Path | None, typer.Option(help="Dataset whose training frames fit the scale instead, where DATA has none.")
     ] = None,
+    prior: Annotated[
+        Path | None, typer.Option(help="Image prior of the same tokenizer, for the tokens of single frames.")
+    ] = None,
     clips: Annotated[int, typer.Option(min=1, help="Held-out clips, or as many as there are.")] = 64,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the clips.")] = 0,
     device: DeviceOption = "auto",
@@ -77,11 +80,13 @@ def likelihood_command(
     from worldvq.evaluation.likelihood import measure_likelihood
     from worldvq.models.loading import load_tokenizer
     from worldvq.nn.devices import resolve_device
+    from worldvq.world.images import ImageModel
     from worldvq.world.model import WorldModel
 
     alone = (world / "tokenizer.json").is_file()
     model = load_tokenizer(world, resolve_device(device)) if alone else WorldModel.load(world, device)
-    found = measure_likelihood(model, data, clips, seed, fit_on)
+    images = ImageModel.load(prior, device) if prior else None
+    found = measure_likelihood(model, data, clips, seed, fit_on, images)
     scale = " ".join(f"{channel:.2f}" for channel in found.scale)
     table = Table("bits per dimension", "given tokens", "tokens", "in all", title=plural(found.num_frames, "frame"))
     for name, bits in found.priors.items():

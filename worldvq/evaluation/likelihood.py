@@ -14,11 +14,14 @@ from torch import Tensor
 
 from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
+from worldvq.errors import UsageError
 from worldvq.evaluation.protocol import check_fits
 from worldvq.files.differences import require_same
+from worldvq.files.weights import hash_module
 from worldvq.models.likelihood import bound, decode_means, encode_frames, fit_log_scale, uniform_nats
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.types import Clip, TokenClip, frames_to_model
+from worldvq.world.images import ImageModel
 from worldvq.world.model import WorldModel
 
 SCORED = 8
@@ -51,7 +54,12 @@ class Likelihood:
 
 
 def measure_likelihood(
-    model: WorldModel | Tokenizer, data: Path, clips: int, seed: int = 0, fit_on: Path | None = None
+    model: WorldModel | Tokenizer,
+    data: Path,
+    clips: int,
+    seed: int = 0,
+    fit_on: Path | None = None,
+    prior: ImageModel | None = None,
 ) -> Likelihood:
     """Score the last ``SCORED`` frames of held-out clips; by a tokenizer alone, that many single frames for each clip.
 
@@ -61,17 +69,22 @@ def measure_likelihood(
         clips: Held-out clips, or as many as there are.
         seed: Of the clips.
         fit_on: Dataset whose training frames fit the scale, where it is not ``data``.
+        prior: Says how probable the tokens of single frames are, given their class.
 
     Raises:
-        UsageError: A dataset does not fit, or has no held-out episodes that are long enough, or no training frames.
+        UsageError: A dataset or the prior does not fit, or there are no held-out episodes that are long enough, or no
+            training frames.
     """
     tokenizer = model.tokenizer if isinstance(model, WorldModel) else model
+    if prior is not None and hash_module(prior.tokenizer) != hash_module(tokenizer):
+        raise UsageError("the image prior was trained on tokens of another tokenizer: train it on this one's")
     with EpisodeStore.open(data) as store, EpisodeStore.open(fit_on or data) as training:
         for one in (store, training):
             _check_size(tokenizer, one)
         if isinstance(model, WorldModel):
             check_fits(model, store)
-        clip, context = scored_clips(model, store, clips, seed)
+        clip, context, numbers = scored_clips(model, store, clips, seed)
+        labels = [store.label(number) for number in numbers.tolist()]
         log_scale = _training_log_scale(tokenizer, training, seed)
     tokens = encode_frames(tokenizer, clip.frames.flatten(0, 1)).unflatten(0, clip.frames.shape[:2])
     frames, own = clip.frames[:, context:].flatten(0, 1), tokens[:, context:].flatten(0, 1)  # (N, H, W, 3), (N, h, w)
@@ -79,6 +92,9 @@ def measure_likelihood(
     priors = {"all codes equally probable": nats.prior}
     if isinstance(model, WorldModel):
         priors["the dynamics, given the past"] = _dynamics_nats(model, clip, tokens, context)
+    if prior is not None:
+        given = "given the class" if len(prior.classes) > 1 else "of single frames"
+        priors[f"the image prior, {given}"] = prior.nats(own, np.repeat(labels, clip.frames.shape[1] - context))
     to_bits = 1 / (math.log(2) * frames[0].numel())
     error = (decode_means(tokenizer, own).clamp(-1, 1) - frames_to_model(frames)).square().mean()
     return Likelihood(
@@ -91,13 +107,16 @@ def measure_likelihood(
     )
 
 
-def scored_clips(model: WorldModel | Tokenizer, store: EpisodeStore, clips: int, seed: int = 0) -> tuple[Clip, int]:
-    """Return held-out clips, and how many of their first frames are context and not scored."""
+def scored_clips(
+    model: WorldModel | Tokenizer, store: EpisodeStore, clips: int, seed: int = 0
+) -> tuple[Clip, int, np.ndarray]:
+    """Return held-out clips, how many of their first frames are context and not scored, and whose episodes they are."""
     if isinstance(model, WorldModel):
         context = model.dynamics.config.context_frames
         ids = heldout_clips(store, clips, context + SCORED, seed, "the frames of an episode")
-        return read_clips(store, ids, context + SCORED), context
-    return read_clips(store, heldout_clips(store, clips * SCORED, 1, seed), 1), 0
+        return read_clips(store, ids, context + SCORED), context, ids[:, 0]
+    ids = heldout_clips(store, clips * SCORED, 1, seed)
+    return read_clips(store, ids, 1), 0, ids[:, 0]
 
 
 def _check_size(tokenizer: Tokenizer, store: EpisodeStore) -> None:

@@ -107,6 +107,23 @@ class ImageModel:
         return draw(cache, forecast, forecast.argmax(-1), noise, config, drafts, pace)
 
     @torch.no_grad()
+    def nats(self, tokens: Tensor, names: Sequence[str], batch_size: int = 64) -> Tensor:
+        """Return minus log p of token grids (N, h, w) given the names (N,) of their classes: (N,) float64.
+
+        Where the prior knows of no classes, the names are not looked at.
+
+        Raises:
+            UsageError: There is no such class.
+        """
+        numbers = [self.number(name) if len(self.classes) > 1 else 0 for name in names]
+        labels, found = torch.tensor(numbers), []
+        for rows in torch.arange(len(tokens)).split(batch_size):
+            target = tokens[rows].to(self.device)
+            logits = self.prior(target, labels[rows].to(self.device)).logits.double().log_softmax(-1)
+            found.append(-logits.gather(-1, target[..., None]).sum((1, 2, 3)).cpu())
+        return torch.cat(found)
+
+    @torch.no_grad()
     def render(self, tokens: Tensor, batch_size: int = 256) -> Tensor:
         """Return the frames (N, H, W, 3) uint8 of tokens (N, h, w)."""
         parts = [frames_from_model(self.tokenizer.decode(part.to(self.device))) for part in tokens.split(batch_size)]
