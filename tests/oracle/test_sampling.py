@@ -6,8 +6,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worldvq.models.config import PriorConfig, SamplingConfig
+from worldvq.models.config import PriorConfig, SamplingConfig, WaveNetConfig
 from worldvq.models.priors import make_prior
+from worldvq.models.priors.wavenet import WaveNet
 from worldvq.models.sampling import (
     Drafts,
     Pace,
@@ -21,7 +22,7 @@ from worldvq.models.sampling import (
 )
 from worldvq.nn.noise import stream_keys
 
-KINDS = ("transformer", "pixelcnn")
+KINDS = ("transformer", "pixelcnn", "wavenet")
 TIE = {torch.float32: 1e-4, torch.bfloat16: 0.2}  # scores this close may be rounded either way by another batching
 
 
@@ -30,8 +31,12 @@ def keys(batch, seed=5, step=0):
 
 
 def make(kind, grid=(2, 3), num_codes=7, context_dim=0, dtype=torch.float32, std=0.4):
-    config = PriorConfig(kind=kind, width=16, num_blocks=2, num_heads=2)
-    prior = make_prior(config, grid, num_codes, context_dim).eval()
+    if kind == "wavenet":
+        prior = WaveNet(WaveNetConfig(width=16, skip_width=16, num_stacks=2, stack_layers=3), grid, num_codes, context_dim)
+    else:
+        config = PriorConfig(kind=kind, width=16, num_blocks=2, num_heads=2)
+        prior = make_prior(config, grid, num_codes, context_dim)
+    prior.eval()
     for parameter in prior.parameters():  # nothing may be hidden by zero-initialised branches
         torch.nn.init.normal_(parameter, std=std)
     return prior.to(dtype)

@@ -94,12 +94,12 @@ class WaveNet(Prior):
 
     def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
         """Return logits (B, h, w, K) given a context (B, h, w / hop, D); see :meth:`Prior.forward`."""
+        told = self._conditioning(context)
         if context is not None and tokens.shape[1:] != (context.shape[1], context.shape[2] * self.hop):
             raise ValueError(
                 f"{tuple(tokens.shape[1:])} tokens and a context of {tuple(context.shape[1:3])} for {self.hop} tokens "
                 "each do not fit: give a context for every token"
             )
-        told = self._conditioning(context)
         x = F.pad(self.embed(tokens.flatten(1))[:, :-1], (0, 0, 1, 0))  # (B, N, C), the token before each
         total = 0
         for layer in self.layers:
@@ -129,6 +129,7 @@ class _WaveNetCache:
         self.prior = prior
         self.device = told.device
         width = told.shape[-1]
+        self.embed = prior.embed.weight.detach()
         halves = torch.ones(2 * width, dtype=told.dtype, device=told.device)
         halves[width:] = 0.5
         taps = [layer.taps.weight.T * halves for layer in prior.layers]  # (2 C, 2 C) each
@@ -154,14 +155,13 @@ class _WaveNetCache:
         """Allocate what a place is computed in, once for all places."""
         new, (num_layers, width, _) = self.ring.new_zeros, self.older.shape
         self.before = new(num_layers, batch, width)
-        self.given_now = new(num_layers, batch, 2 * width)
+        self.features = new(num_layers, batch, 2 * width)
         gated = new(batch, width)
-        features = new(batch, 2 * width)
         self.states = new(num_layers + 1, batch, self.outs[0].shape[1])  # inputs of a layer, and the skips so far
         self.embedded = self.states[0, :, :width]
         self.steps = [
-            (self.given_now[i], self.states[i, :, :width], self.newer[i], features, *features.chunk(2, dim=1))
-            + (gated, self.states[i], self.outs[i], self.states[i + 1])
+            (self.features[i], self.states[i, :, :width], self.newer[i], *self.features[i].chunk(2, dim=1), gated)
+            + (self.states[i], self.outs[i], self.states[i + 1])
             for i in range(num_layers)
         ]
 
@@ -184,14 +184,13 @@ class _WaveNetCache:
     def _step(self, tokens: Tensor, place: int) -> Tensor:
         """Compute one place: the sum of the skips (B, S)."""
         torch.index_select(self.ring, 0, self.slots[place % self.period], out=self.before)  # until it is settled
-        torch.baddbmm(self.halved[place // self.hop], self.before, self.older, out=self.given_now)
+        torch.baddbmm(self.halved[place // self.hop], self.before, self.older, out=self.features)
         if place:
-            self.embedded.copy_(F.embedding(tokens[:, place - 1], self.prior.embed.weight))
+            torch.index_select(self.embed, 0, tokens[:, place - 1], out=self.embedded)
         else:
             self.embedded.zero_()
-        for given, x, newer, features, a, b, gated, state, out, after in self.steps:
-            torch.addmm(given, x, newer, out=features)
-            features.tanh_()
+        for features, x, newer, a, b, gated, state, out, after in self.steps:
+            features.addmm_(x, newer).tanh_()
             torch.addcmul(a, a, b, out=gated)
             torch.addmm(state, gated, out, out=after)
         width = self.before.shape[-1]
