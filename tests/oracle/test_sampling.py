@@ -75,7 +75,7 @@ def ties(prior, context, noise, sampling, one, other, tolerance):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
-@example(grid=(4, 4), batch=1, temperature=2.0, top_k=3, top_p=0.5, seed=910, draft_seed=0)  # at the edge of top_p
+@example(grid=(4, 4), batch=1, temperature=2.0, top_k=3, top_p=0.5, seed=910, draft_seed=0, window=None)  # at the edge of top_p
 @given(
     grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     batch=st.integers(1, 6),
@@ -84,9 +84,10 @@ def ties(prior, context, noise, sampling, one, other, tolerance):
     top_p=st.sampled_from([None, 0.5, 0.9]),
     seed=st.integers(0, 10_000),
     draft_seed=st.integers(0, 10_000),
+    window=st.sampled_from([None, 1, 2, 5, 9]),
 )
 def test_predictive_draws_the_tokens_that_sequential_draws(
-    kind, dtype, grid, batch, temperature, top_k, top_p, seed, draft_seed
+    kind, dtype, grid, batch, temperature, top_k, top_p, seed, draft_seed, window
 ):
     torch.manual_seed(seed)
     prior = make(kind, grid, context_dim=3, dtype=dtype)
@@ -96,7 +97,7 @@ def test_predictive_draws_the_tokens_that_sequential_draws(
     torch.manual_seed(draft_seed)
     draft = torch.randint(7, (batch, *grid))
     one = sequential(prior.start(batch, context), (batch, *grid), noise, sampling)
-    other = predictive(prior.start(batch, context), draft, noise, sampling)
+    other = predictive(prior.start(batch, context), draft, noise, sampling, window)
     assert one.tokens.shape == other.tokens.shape == (batch, *grid)
     assert (one.passes == grid[0] * grid[1]).all()
     assert (other.passes >= 1).all() and (other.passes <= grid[0] * grid[1]).all()
