@@ -32,7 +32,9 @@ def keys(batch, seed=5, step=0):
 
 def make(kind, grid=(2, 3), num_codes=7, context_dim=0, dtype=torch.float32, std=0.4):
     if kind == "wavenet":
-        prior = WaveNet(WaveNetConfig(width=16, skip_width=16, num_stacks=2, stack_layers=3), grid, num_codes, context_dim)
+        prior = WaveNet(
+            WaveNetConfig(width=16, skip_width=16, num_stacks=2, stack_layers=3), grid, num_codes, context_dim
+        )
     else:
         config = PriorConfig(kind=kind, width=16, num_blocks=2, num_heads=2)
         prior = make_prior(config, grid, num_codes, context_dim)
@@ -75,7 +77,9 @@ def ties(prior, context, noise, sampling, one, other, tolerance):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
-@example(grid=(4, 4), batch=1, temperature=2.0, top_k=3, top_p=0.5, seed=910, draft_seed=0, window=None)  # at the edge of top_p
+@example(
+    grid=(4, 4), batch=1, temperature=2.0, top_k=3, top_p=0.5, seed=910, draft_seed=0, window=None
+)  # at the edge of top_p
 @given(
     grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     batch=st.integers(1, 6),

@@ -1,5 +1,8 @@
 """The VQ-VAE of sound: its encoder against PyTorch's layers and by hand, and what its decoder is told of what."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +67,7 @@ def test_a_token_for_every_hop_of_samples(hop):
 
 @pytest.mark.parametrize(("hop", "before", "after"), [(64, 63, 63), (128, 127, 127), (640, 127 + 256, 127 + 384)])
 def test_what_a_token_sees_counted_by_hand(hop, before, after):
-    """Stride 2: a window of 4 looks 1 input past each side of its 2, at a spacing of 1, 2, 4, ...: 1 + 2 + ... + 32 = 63.
+    """Stride 2: a window of 4 sees 1 input past each side of its 2, at a spacing of 1, 2, 4, ...: 1 + ... + 32 = 63.
 
     The window of 10 of stride 5 stands at a spacing of 128: 2 inputs before its 5 and 3 after them.
     """
@@ -137,25 +140,28 @@ def test_more_places_begin_with_the_noise_of_fewer():
 def test_it_learns_which_tone_is_heard_and_says_so_by_codes():
     """By one optimizer over encoder, codes and decoder."""
     tokenizer = make((4, 4), num_speakers=1, width=16).train()
-    time = torch.arange(160) / 16
+    time = torch.arange(96) / 16
     tones = torch.stack([0.5 * torch.sin(2 * torch.pi * time * pitch) for pitch in (1, 4)])
     optimizer = make_optimizer(tokenizer, OptimizerConfig(kind="muon", learning_rate=0.01))
     speaker = torch.zeros(2, dtype=torch.int64)
-    for _ in range(80):
+    for _ in range(50):
         found = tokenizer(tones, speaker)
         loss = F.cross_entropy(found.logits.flatten(0, 1), found.classes.flatten())
         (loss + found.quantizer_loss).backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert float(loss.detach()) < 2.0  # log 256 = 5.5 at first
+    assert float(loss.detach()) < 2.5  # log 256 = 5.5 at first
     tokenizer.eval()
     low, high = tokenizer.encode(tones)
     assert not (low[2:-2] == high[2:-2]).any()
 
 
-def test_muon_trains_every_kernel():
-    tokenizer = make()
-    optimizer = make_optimizer(tokenizer, OptimizerConfig(kind="muon"))
-    trained = {id(p) for p in optimizer.param_groups[0]["params"]}
-    kernels = {id(m.weight) for m in tokenizer.modules() if isinstance(m, Convolution1d)}
-    assert len(kernels) == 4 and kernels < trained
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch):
+    soundfile = pytest.importorskip("soundfile")
+    page = (Path(__file__).resolve().parents[2] / "docs/sound.md").read_text(encoding="utf-8")
+    soundfile.write(tmp_path / "speech.wav", 0.1 * np.random.default_rng(0).standard_normal(4000), 22_050)
+    monkeypatch.chdir(tmp_path)
+    Path("example.py").write_text(page.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    names = runpy.run_path("example.py")
+    assert names["tokens"].shape == (1, 10) and names["waveform"].shape == (1, 640)
+    assert names["waveform"].abs().max() <= 1

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 
 from worldvq.models.config import WaveNetConfig
 from worldvq.models.priors.wavenet import WaveNet
-from worldvq.training.config import OptimizerConfig
-from worldvq.training.optimizers import make_optimizer
 
 NUM_CODES = 7
 
@@ -181,14 +179,6 @@ def test_every_weight_has_a_part_and_none_changes_in_a_pass():
         if name == "layers.3.out.weight":  # after the last layer there is no one to read the residual
             used = used[8:]
         assert used.any(-1).all() if name == "embed.weight" else used.all(), name
-
-
-def test_muon_trains_the_matrices_within():
-    prior = make(1, 2, 5)
-    optimizer = make_optimizer(prior, OptimizerConfig(kind="muon"))
-    trained = {id(p) for p in optimizer.param_groups[0]["params"]}
-    names = {name for name, p in prior.named_parameters() if id(p) in trained}
-    assert names == {f"layers.{i}.{part}.weight" for i in (0, 1) for part in ("taps", "condition", "out")}
 
 
 def test_contexts_that_do_not_fit_are_refused():

@@ -153,7 +153,9 @@ def test_a_header_that_was_written_before_the_size_was_known_is_believed_in_all_
 def written(tmp_path_factory):
     """A short sound in formats of all kinds, and a path to write to."""
     folder = tmp_path_factory.mktemp("damaged")
-    return {name: write(folder / name, tone(0.1)).read_bytes() for name in ("a.wav", "a.flac", "a.ogg", "a.aiff")}, folder
+    return {
+        name: write(folder / name, tone(0.1)).read_bytes() for name in ("a.wav", "a.flac", "a.ogg", "a.aiff")
+    }, folder
 
 
 @settings(max_examples=100, deadline=None)
@@ -201,7 +203,9 @@ def test_giants_are_refused_by_what_they_are_not_by_what_they_say(tmp_path, monk
     monkeypatch.setattr(module, "_BLOCK", 4096)
     assert len(read_sound(write(tmp_path / "a.wav", tone(1.0)), RATE).samples) == RATE
     for rate in (8000, RATE, 48_000):
-        assert "more than 16,000 samples at 16,000 a second; cut it" in error(write(tmp_path / "a.wav", tone(1.4, rate), rate))
+        assert "more than 16,000 samples at 16,000 a second; cut it" in error(
+            write(tmp_path / "a.wav", tone(1.4, rate), rate)
+        )
 
 
 @pytest.mark.parametrize("rate", [1, 999, 768_001, 4_000_000])

@@ -53,8 +53,8 @@ def read_sound(path: Path, rate: int) -> ReadSound:
     """Read one sound as a single channel of ``rate`` samples a second (band-limited resampling by soxr).
 
     Raises:
-        CorruptFileError: It is no sound, is cut short, has no samples, more than ``MAX_SAMPLES`` after resampling, a rate
-            outside ``RATES``, or values that are no numbers.
+        CorruptFileError: It is no sound, is cut short, has no samples, more than ``MAX_SAMPLES`` after resampling, a
+            rate outside ``RATES``, or values that are no numbers.
         UsageError: The ``audio`` extra is not installed.
     """
     try:
@@ -81,7 +81,7 @@ def read_sound(path: Path, rate: int) -> ReadSound:
 
 
 def _read(sound: Any, rate: int, soxr: Any) -> ReadSound:
-    """Decode block by block, so that neither channels nor another rate cost memory; raises a ValueError with the reason."""
+    """Decode block by block, so that channels and another rate cost no memory; raises a ValueError with the reason."""
     if sound.format not in _FORMATS:
         raise ValueError(f"a {sound.format_info} file; save it as {', '.join(_FORMATS[:1] + _FORMATS[3:5])} or MP3")
     if not RATES[0] <= sound.samplerate <= RATES[1]:

@@ -33,9 +33,7 @@ class Drawn(NamedTuple):
     passes: Tensor
 
 
-def draw_noise(
-    prior: Prior, keys: np.ndarray, sampling: SamplingConfig, length: int | None = None
-) -> Tensor | None:
+def draw_noise(prior: Prior, keys: np.ndarray, sampling: SamplingConfig, length: int | None = None) -> Tensor | None:
     """Return all noise (B, h*w, K) that one grid a row needs; None at temperature 0, which needs none.
 
     Args:

@@ -1,7 +1,7 @@
 """The VQ-VAE of sound (van den Oord, Vinyals, Kavukcuoglu 2017, section 4.3): a code for every ``hop`` samples.
 
-Strided convolutions lead to the codes; a WaveNet that is told codes and speaker draws the samples. What the codes do not
-say of the speaker, the speaker's own vector does: with another one, another voice says the same.
+Strided convolutions lead to the codes; a WaveNet that is told codes and speaker draws the samples. What the codes do
+not say of the speaker, the speaker's own vector does: with another one, another voice says the same.
 """
 
 from __future__ import annotations

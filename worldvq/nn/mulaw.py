@@ -1,7 +1,8 @@
 """µ-law companding: a sample of sound as one of 256 classes, finer where sound is quiet.
 
-f(x) = sign(x) ln(1 + µ |x|) / ln(1 + µ), µ = 255 (ITU-T G.711; van den Oord et al. 2016, WaveNet, section 2.2), cut into
-256 equal steps. As in G.711 no class is exactly zero: silence is the constant class ``SILENCE``, 0.000086 of full scale.
+f(x) = sign(x) ln(1 + µ |x|) / ln(1 + µ), µ = 255 (ITU-T G.711; van den Oord et al. 2016, WaveNet, section 2.2), cut
+into 256 equal steps. As in G.711 no class is exactly zero: silence is the constant class ``SILENCE``, 0.000086 of full
+scale.
 """
 
 from __future__ import annotations

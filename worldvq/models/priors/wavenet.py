@@ -1,8 +1,8 @@
 """WaveNet: a prior over one long row of tokens, such as the µ-law classes of a sound.
 
-After van den Oord et al. 2016, WaveNet: A Generative Model for Raw Audio: gated causal convolutions of two taps, dilated by
-1, 2, 4, ... in stacks, with residual and skip connections. It knows no positions, only a past, and so takes and draws a
-row of any length; a grid of several rows is taken in raster order. What differs: the input is the previous
+After van den Oord et al. 2016, WaveNet: A Generative Model for Raw Audio: gated causal convolutions of two taps,
+dilated by 1, 2, 4, ... in stacks, with residual and skip connections. It knows no positions, only a past, and so takes
+and draws a row of any length; a grid of several rows is taken in raster order. What differs: the input is the previous
 token's embedding in place of a causal convolution of one-hot tokens, and kernels have no biases of their own, as the
 conditioning, which every layer reads, has one.
 """
@@ -119,10 +119,10 @@ class _WaveNetCache:
 
     All queues lie in one ring buffer, and are read by one operation and written by another. What the older taps
     contribute is known before a place is begun and computed for all layers in one product, which leaves four small
-    operations a layer. So that these are few, tanh computes both halves of the gate: with b' = b / 2, tanh(a) sigmoid(b) =
-    (tanh(a) + tanh(a) tanh(b')) / 2, and the halves are taken into the weights, which is exact.
+    operations a layer. That these are so few, one tanh computes both halves of the gate: with b' = b / 2,
+    tanh(a) sigmoid(b) = (tanh(a) + tanh(a) tanh(b')) / 2, and the halves are taken into the weights, which is exact.
 
-    Of the contract it asks a little more: a place is settled by a call that begins no later than where the last one ended.
+    Of the contract it asks a little more: a call begins no later than where the last one ended.
     """
 
     def __init__(self, prior: WaveNet, batch: int, told: Tensor):
@@ -160,9 +160,10 @@ class _WaveNetCache:
         self.states = new(num_layers + 1, batch, self.outs[0].shape[1])  # inputs of a layer, and the skips so far
         self.embedded = self.states[0, :, :width]
         self.steps = [
-            (self.features[i], self.states[i, :, :width], self.newer[i], *self.features[i].chunk(2, dim=1), gated)
-            + (self.states[i], self.outs[i], self.states[i + 1])
-            for i in range(num_layers)
+            (features, state[:, :width], newer, *features.chunk(2, dim=1), gated, state, out, after)
+            for features, newer, state, out, after in zip(
+                self.features, self.newer, self.states[:-1], self.outs, self.states[1:], strict=True
+            )
         ]
 
     @torch.no_grad()
