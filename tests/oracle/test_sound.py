@@ -125,7 +125,7 @@ def test_what_is_drawn_has_the_logits_of_the_training_pass():
         other = predictive(tokenizer.start(tokens, speaker), draft, noise, sampling, window)
         assert torch.equal(other.tokens, drawn.tokens)
         assert window != 1 or (other.passes == 40).all()
-    told = tokenizer._told(tokenizer.quantizer.lookup(tokens[:, None]), speaker)
+    told = tokenizer.context(tokenizer.quantizer.lookup(tokens[:, None]), speaker)
     scores = tokenizer.decoder(drawn.tokens, told)[:, 0] + noise
     assert torch.equal(scores.argmax(-1), drawn.tokens[:, 0])
 

@@ -55,7 +55,7 @@ class SoundTokenizer(nn.Module):
         """Predict every sample of waveform (B, T) in [-1, 1] of speaker (B,) int64; in training mode the codes move."""
         quantized = self.quantizer(self._encoded(waveform))
         classes = compress(waveform)  # (B, T)
-        logits = self.decoder(classes[:, None], self._told(quantized.z_q, speaker))[:, 0]  # (B, T, 256)
+        logits = self.decoder(classes[:, None], self.context(quantized.z_q, speaker))[:, 0]  # (B, T, 256)
         return SoundReconstruction(logits, classes, quantized.tokens[:, 0], quantized.loss)
 
     def encode(self, waveform: Tensor) -> Tensor:
@@ -64,7 +64,11 @@ class SoundTokenizer(nn.Module):
 
     def start(self, tokens: Tensor, speaker: Tensor) -> GridCache:
         """Return a cache for drawing the µ-law classes (B, 1, n * hop) of tokens (B, n), said by speaker (B,)."""
-        return self.decoder.start(len(tokens), self._told(self.quantizer.lookup(tokens[:, None]), speaker))
+        return self.decoder.start(len(tokens), self.context(self.quantizer.lookup(tokens[:, None]), speaker))
+
+    def context(self, z_q: Tensor, speaker: Tensor) -> Tensor:
+        """Return what the decoder is told (B, 1, n, width) of codes (B, D, 1, n) and speaker (B,)."""
+        return (self.neighbours(z_q[:, :, 0]) + self.speaker(speaker)[..., None]).transpose(1, 2)[:, None]
 
     def _encoded(self, waveform: Tensor) -> Tensor:
         """Encoder outputs (B, D, 1, n) of waveform (B, T)."""
@@ -73,10 +77,6 @@ class SoundTokenizer(nn.Module):
                 f"{waveform.shape[1]} samples do not divide into tokens of {self.config.hop}: cut or pad the sound"
             )
         return self.encoder(waveform[:, None])[:, :, None]
-
-    def _told(self, z_q: Tensor, speaker: Tensor) -> Tensor:
-        """What the decoder is told (B, 1, n, width) of codes (B, D, 1, n) and speaker (B,)."""
-        return (self.neighbours(z_q[:, :, 0]) + self.speaker(speaker)[..., None]).transpose(1, 2)[:, None]
 
 
 def _encoder(config: SoundTokenizerConfig) -> nn.Sequential:
