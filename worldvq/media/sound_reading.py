@@ -108,7 +108,7 @@ def _read(sound: Any, rate: int, soxr: Any) -> ReadSound:
     if not len(samples):
         few = f"{plural(read, 'sample')} at {sound.samplerate:,} a second is too short"
         raise ValueError(few if read else "it has no samples")
-    samples = samples.clip(-1, 1)  # resampling may overshoot
+    np.clip(samples, -1, 1, out=samples)  # resampling may overshoot
     return ReadSound(samples, sound.samplerate, sound.channels, peak, clipped / (read * sound.channels))
 
 
