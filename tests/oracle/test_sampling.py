@@ -6,8 +6,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worldvq.models.config import PriorConfig, SamplingConfig
+from worldvq.models.config import PriorConfig, SamplingConfig, WaveNetConfig
 from worldvq.models.priors import make_prior
+from worldvq.models.priors.wavenet import WaveNet
 from worldvq.models.sampling import (
     Drafts,
     Pace,
@@ -21,7 +22,7 @@ from worldvq.models.sampling import (
 )
 from worldvq.nn.noise import stream_keys
 
-KINDS = ("transformer", "pixelcnn")
+KINDS = ("transformer", "pixelcnn", "wavenet")
 TIE = {torch.float32: 1e-4, torch.bfloat16: 0.2}  # scores this close may be rounded either way by another batching
 
 
@@ -30,8 +31,14 @@ def keys(batch, seed=5, step=0):
 
 
 def make(kind, grid=(2, 3), num_codes=7, context_dim=0, dtype=torch.float32, std=0.4):
-    config = PriorConfig(kind=kind, width=16, num_blocks=2, num_heads=2)
-    prior = make_prior(config, grid, num_codes, context_dim).eval()
+    if kind == "wavenet":
+        prior = WaveNet(
+            WaveNetConfig(width=16, skip_width=16, num_stacks=2, stack_layers=3), grid, num_codes, context_dim
+        )
+    else:
+        config = PriorConfig(kind=kind, width=16, num_blocks=2, num_heads=2)
+        prior = make_prior(config, grid, num_codes, context_dim)
+    prior.eval()
     for parameter in prior.parameters():  # nothing may be hidden by zero-initialised branches
         torch.nn.init.normal_(parameter, std=std)
     return prior.to(dtype)
@@ -70,7 +77,9 @@ def ties(prior, context, noise, sampling, one, other, tolerance):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
-@example(grid=(4, 4), batch=1, temperature=2.0, top_k=3, top_p=0.5, seed=910, draft_seed=0)  # at the edge of top_p
+@example(
+    grid=(4, 4), batch=1, temperature=2.0, top_k=3, top_p=0.5, seed=910, draft_seed=0, window=None
+)  # at the edge of top_p
 @given(
     grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     batch=st.integers(1, 6),
@@ -79,9 +88,10 @@ def ties(prior, context, noise, sampling, one, other, tolerance):
     top_p=st.sampled_from([None, 0.5, 0.9]),
     seed=st.integers(0, 10_000),
     draft_seed=st.integers(0, 10_000),
+    window=st.sampled_from([None, 1, 2, 5, 9]),
 )
 def test_predictive_draws_the_tokens_that_sequential_draws(
-    kind, dtype, grid, batch, temperature, top_k, top_p, seed, draft_seed
+    kind, dtype, grid, batch, temperature, top_k, top_p, seed, draft_seed, window
 ):
     torch.manual_seed(seed)
     prior = make(kind, grid, context_dim=3, dtype=dtype)
@@ -91,7 +101,7 @@ def test_predictive_draws_the_tokens_that_sequential_draws(
     torch.manual_seed(draft_seed)
     draft = torch.randint(7, (batch, *grid))
     one = sequential(prior.start(batch, context), (batch, *grid), noise, sampling)
-    other = predictive(prior.start(batch, context), draft, noise, sampling)
+    other = predictive(prior.start(batch, context), draft, noise, sampling, window)
     assert one.tokens.shape == other.tokens.shape == (batch, *grid)
     assert (one.passes == grid[0] * grid[1]).all()
     assert (other.passes >= 1).all() and (other.passes <= grid[0] * grid[1]).all()

@@ -3,8 +3,9 @@
 import pytest
 from support.tokenizers import make_tokenizer
 
-from worldvq.models.config import DynamicsConfig
+from worldvq.models.config import DynamicsConfig, SoundTokenizerConfig, WaveNetConfig
 from worldvq.models.dynamics import Dynamics
+from worldvq.models.sound import SoundTokenizer
 from worldvq.models.tokenizer_losses import AdversarialTokenizer
 from worldvq.nn.config import QuantizerConfig
 from worldvq.training.config import OptimizerConfig
@@ -90,3 +91,15 @@ def test_dynamics(prior, space):
     else:
         plain |= {"embed_action.map.weight"}
     assert_grouped(model, hidden, decayed, plain)
+
+
+def test_sound():
+    decoder = WaveNetConfig(width=8, skip_width=8, num_stacks=1, stack_layers=2)
+    sizes = {"strides": (2, 2), "width": 8, "quantizer": QuantizerConfig(num_codes=16, code_dim=4)}
+    model = SoundTokenizer(SoundTokenizerConfig(**sizes, decoder=decoder), 3)
+    convolutions = ["encoder.0", "encoder.2", "encoder.4", "neighbours"]
+    layers = [f"decoder.layers.{i}.{part}" for i in (0, 1) for part in ("taps", "condition", "out")]
+    ends = ["decoder.from_context", "decoder.head.1", "decoder.head.3"]
+    tables = {"quantizer.table.weight", "speaker.weight", "decoder.embed.weight", "decoder.position"}
+    plain = names([*convolutions, *ends], "bias") | tables
+    assert_grouped(model, names([*convolutions, *layers], "weight"), names(ends, "weight"), plain)

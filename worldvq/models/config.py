@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -147,6 +148,35 @@ class SceneConfig(Config):
     """Weight of the loss of a head that names every token from the codes alone: drafts of samples, which then take
     fewer passes."""
     prior: ScenePriorConfig = ScenePriorConfig()
+
+
+class WaveNetConfig(Config):
+    """The autoregressive model over the samples of a sound (van den Oord et al. 2016, WaveNet)."""
+
+    width: Size = 64
+    """Channels of its layers and of their gates."""
+    skip_width: Size = 128
+    """Channels in which the layers' skip connections meet."""
+    num_stacks: Annotated[int, Field(gt=0, le=16)] = 2
+    """How often the dilations begin again at 1."""
+    stack_layers: Annotated[int, Field(gt=0, le=16)] = 10
+    """Layers of a stack, of dilations 1, 2, 4, ...: at 10 a stack looks 1,023 samples back."""
+
+
+class SoundTokenizerConfig(Config):
+    """The VQ-VAE of sound: strided convolutions, codes, and a WaveNet that is told the codes and the speaker."""
+
+    strides: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1, max_length=16)] = (2,) * 6
+    """Of the encoder's convolutions: a token stands for as many samples as their product, 64 for six of 2."""
+    width: Size = 128
+    """Channels of the encoder, and of what the decoder is told."""
+    quantizer: QuantizerConfig = QuantizerConfig()
+    decoder: WaveNetConfig = WaveNetConfig()
+
+    @property
+    def hop(self) -> int:
+        """Samples that a token stands for."""
+        return math.prod(self.strides)
 
 
 class SamplingConfig(Config):

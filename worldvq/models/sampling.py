@@ -33,17 +33,19 @@ class Drawn(NamedTuple):
     passes: Tensor
 
 
-def draw_noise(prior: Prior, keys: np.ndarray, sampling: SamplingConfig) -> Tensor | None:
+def draw_noise(prior: Prior, keys: np.ndarray, sampling: SamplingConfig, length: int | None = None) -> Tensor | None:
     """Return all noise (B, h*w, K) that one grid a row needs; None at temperature 0, which needs none.
 
     Args:
         prior: What is to be drawn from; the noise is computed where it is.
         keys: (B, 2) int32, of :func:`~worldvq.nn.noise.stream_keys`.
         sampling: Its temperature.
+        length: Places to draw, of a prior that draws any number of them; those of its grid where None. More places
+            begin with the noise of fewer.
     """
     if sampling.temperature == 0:
         return None
-    length = prior.grid[0] * prior.grid[1]
+    length = prior.grid[0] * prior.grid[1] if length is None else length
     on_device = torch.from_numpy(keys).to(prior.embed.weight.device)
     return gumbel_noise(on_device, length * prior.num_codes).unflatten(1, (length, prior.num_codes))
 
@@ -91,7 +93,9 @@ def sequential(cache: GridCache, size: tuple[int, int, int], noise: Tensor | Non
 
 
 @torch.no_grad()
-def predictive(cache: GridCache, draft: Tensor, noise: Tensor | None, sampling: SamplingConfig) -> Drawn:
+def predictive(
+    cache: GridCache, draft: Tensor, noise: Tensor | None, sampling: SamplingConfig, window: int | None = None
+) -> Drawn:
     """Draw token grids by fixed-point iteration from a draft; the same tokens as :func:`sequential`, in fewer passes.
 
     Wiggers & Hoogeboom 2020, *Predictive Sampling with Forecasting Autoregressive Models*, algorithm 1: every pass
@@ -103,6 +107,8 @@ def predictive(cache: GridCache, draft: Tensor, noise: Tensor | None, sampling: 
         draft: (B, h, w) int64, the first guess; decides how many passes it takes, never what is drawn.
         noise: (B, h*w, K) Gumbel noise, None at temperature 0.
         sampling: Temperature and truncation.
+        window: How many places from the first open one on a pass looks at; all where None. Of a long grid, a pass
+            settles little of what lies far ahead.
     """
     guess = draft.flatten(1).clone()  # (b, N), the rows still open
     batch, length = guess.shape
@@ -113,11 +119,12 @@ def predictive(cache: GridCache, draft: Tensor, noise: Tensor | None, sampling: 
     first, count = 0, 0
     while len(guess):
         count += 1
-        drawn = choose(cache.logits(guess, first, length), None if noise is None else noise[:, first:], sampling)
-        drawn = torch.cat([guess[:, :first], drawn], dim=1)
+        last = length if window is None else min(first + window, length)
+        drawn = choose(cache.logits(guess, first, last), None if noise is None else noise[:, first:last], sampling)
+        drawn = torch.cat([guess[:, :first], drawn, guess[:, last:]], dim=1)
         drawn = torch.where(places < settled, guess, drawn)  # whatever rounding says the second time
         agreed = (drawn == guess).long().cumprod(1).sum(1, keepdim=True)
-        settled = (agreed + 1).clamp_max(length)  # what agrees was the right input for the token after it
+        settled = (agreed + 1).clamp_max(last)  # what agrees was the right input for the token after it
         guess = drawn
         done = settled[:, 0] == length
         if done.any():

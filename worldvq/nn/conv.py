@@ -1,4 +1,7 @@
-"""Convolutional parts: convolutions whose kernels are matrices, and residual blocks. Images are (B, C, H, W)."""
+"""Convolutional parts: convolutions whose kernels are matrices, and residual blocks.
+
+Images are (B, C, H, W), sound is (B, C, T).
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,27 @@ class TransposedConvolution(nn.Module):
         """Raise x (B, in, H, W) to (B, out, 2H, 2W)."""
         kernel = self.weight.unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)  # (in, out, 4, 4)
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+
+
+class Convolution1d(nn.Module):
+    """Convolution over time whose kernel is a matrix (out, size * in); it divides the length by ``stride``.
+
+    Without a stride a kernel of an odd size is centred. With one, windows of ``size`` twice the stride are centred on
+    the ``stride`` steps that they stand for.
+    """
+
+    def __init__(self, in_width: int, out_width: int, size: int, stride: int = 1):
+        super().__init__()
+        self.size, self.stride = size, stride
+        fan_in = size * in_width
+        self.weight = nn.Parameter(torch.randn(out_width, fan_in) / fan_in**0.5)
+        self.bias = nn.Parameter(torch.zeros(out_width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x (B, in, T) to (B, out, T / stride)."""
+        kernel = self.weight.unflatten(1, (self.size, -1)).permute(0, 2, 1)  # (out, in, size)
+        margin = self.size - self.stride
+        return F.conv1d(F.pad(x, (margin // 2, margin - margin // 2)), kernel, self.bias, self.stride)
 
 
 class ResidualBlock(nn.Module):

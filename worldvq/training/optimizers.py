@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from worldvq.nn.conv import Convolution, TransposedConvolution
+from worldvq.nn.conv import Convolution, Convolution1d, TransposedConvolution
 from worldvq.nn.matrix import Matrix
 from worldvq.training.config import OptimizerConfig
 from worldvq.training.muon import Muon
@@ -19,7 +19,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     Weight decay is on the weights of linear layers and convolutions only: not on tables (of embeddings, of positions),
     gains and biases.
     """
-    kernels = Convolution | TransposedConvolution
+    kernels = Convolution | Convolution1d | TransposedConvolution
     weights = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | kernels)}
     inner = {id(m.weight) for m in model.modules() if isinstance(m, Matrix | kernels)}
     hidden = [p for p in model.parameters() if id(p) in inner and config.kind == "muon"]

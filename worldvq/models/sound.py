@@ -1,0 +1,87 @@
+"""The VQ-VAE of sound (van den Oord, Vinyals, Kavukcuoglu 2017, section 4.3): a code for every ``hop`` samples.
+
+Strided convolutions lead to the codes; a WaveNet that is told codes and speaker draws the samples. What the codes do
+not say of the speaker, the speaker's own vector does: with another one, another voice says the same.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from worldvq.models.config import SoundTokenizerConfig
+from worldvq.models.priors.contract import GridCache
+from worldvq.models.priors.wavenet import WaveNet
+from worldvq.nn.conv import Convolution1d
+from worldvq.nn.mulaw import NUM_CLASSES, compress
+from worldvq.nn.quantizer import make_quantizer
+
+
+class SoundReconstruction(NamedTuple):
+    """What a training pass through the tokenizer of sound gives.
+
+    Attributes:
+        logits: (B, T, 256), of the µ-law class of every sample, given the codes and the samples before it.
+        classes: (B, T) int64, the classes that were to be predicted.
+        tokens: (B, T / hop) int64.
+        quantizer_loss: Scalar to be added to the cross-entropy of ``logits``; its weights are in it.
+    """
+
+    logits: Tensor
+    classes: Tensor
+    tokens: Tensor
+    quantizer_loss: Tensor
+
+
+class SoundTokenizer(nn.Module):
+    """Encoder, quantizer and WaveNet decoder; as a quantizer takes grids, codes are a grid of one row in between."""
+
+    def __init__(self, config: SoundTokenizerConfig, num_speakers: int):
+        super().__init__()
+        self.config = config
+        self.encoder = _encoder(config)
+        self.quantizer = make_quantizer(config.quantizer)
+        self.neighbours = Convolution1d(config.quantizer.code_dim, config.width, 3)
+        self.speaker = nn.Embedding(num_speakers, config.width)
+        self.decoder = WaveNet(config.decoder, (1, config.hop), NUM_CLASSES, config.width, config.hop)
+
+    @property
+    def num_codes(self) -> int:
+        """Size of the vocabulary K."""
+        return self.config.quantizer.num_codes
+
+    def forward(self, waveform: Tensor, speaker: Tensor) -> SoundReconstruction:
+        """Predict every sample of waveform (B, T) in [-1, 1] of speaker (B,) int64; in training mode the codes move."""
+        quantized = self.quantizer(self._encoded(waveform))
+        classes = compress(waveform)  # (B, T)
+        logits = self.decoder(classes[:, None], self.context(quantized.z_q, speaker))[:, 0]  # (B, T, 256)
+        return SoundReconstruction(logits, classes, quantized.tokens[:, 0], quantized.loss)
+
+    def encode(self, waveform: Tensor) -> Tensor:
+        """Return the tokens (B, T / hop) int64 of waveform (B, T) in [-1, 1]."""
+        return self.quantizer.nearest(self._encoded(waveform)[:, :, 0].transpose(1, 2))
+
+    def start(self, tokens: Tensor, speaker: Tensor) -> GridCache:
+        """Return a cache for drawing the µ-law classes (B, 1, n * hop) of tokens (B, n), said by speaker (B,)."""
+        return self.decoder.start(len(tokens), self.context(self.quantizer.lookup(tokens[:, None]), speaker))
+
+    def context(self, z_q: Tensor, speaker: Tensor) -> Tensor:
+        """Return what the decoder is told (B, 1, n, width) of codes (B, D, 1, n) and speaker (B,)."""
+        return (self.neighbours(z_q[:, :, 0]) + self.speaker(speaker)[..., None]).transpose(1, 2)[:, None]
+
+    def _encoded(self, waveform: Tensor) -> Tensor:
+        """Encoder outputs (B, D, 1, n) of waveform (B, T)."""
+        if waveform.shape[1] % self.config.hop or not waveform.shape[1]:
+            raise ValueError(
+                f"{waveform.shape[1]} samples do not divide into tokens of {self.config.hop}: cut or pad the sound"
+            )
+        return self.encoder(waveform[:, None])[:, :, None]
+
+
+def _encoder(config: SoundTokenizerConfig) -> nn.Sequential:
+    """Return the encoder, (B, 1, T) to (B, D, T / hop): windows of twice the stride ("stride 2 and window-size 4")."""
+    layers: list[nn.Module] = []
+    for i, stride in enumerate(config.strides):
+        layers += [Convolution1d(config.width if i else 1, config.width, 2 * stride, stride), nn.ReLU()]
+    return nn.Sequential(*layers, Convolution1d(config.width, config.quantizer.code_dim, 1))
