@@ -126,8 +126,7 @@ class Loop:
             group["lr"] = learning_rate(step, step / self.config.steps if done is None else done, self.config.optimizer)
         written = _written_by_a_step(self.model)
         before = [tensor.detach().clone() for tensor in written]
-        # Equal on all processes, and a function of seed and step; of 32 bits, as a CPU's generator takes no more.
-        seed = int(np.random.SeedSequence((self.config.seed, step)).generate_state(1)[0])
+        seed = (self.config.seed << 32) + step  # equal on all processes, and a function of the step alone
         torch.manual_seed(seed)
         clips = self._initialize(self._clips(self.batches, step))
         torch.manual_seed(seed)  # as if nothing had been drawn to initialize
