@@ -11,7 +11,7 @@ from support.tokenizers import tokenizer_config
 from torch import nn
 
 from worldvq.config.env import EnvConfig
-from worldvq.data.clips import ClipSampler
+from worldvq.data.joined import JoinedSampler
 from worldvq.errors import UsageError
 from worldvq.files.weights import hash_module
 from worldvq.models.config import TokenizerLossConfig
@@ -257,7 +257,7 @@ def test_all_terms_train_resume_and_leave_a_plain_tokenizer(tmp_path, monkeypatc
         tokenizer_loss=TokenizerLossConfig(perceptual=0.1, adversarial=0.1, motion=1.0),
     )
     whole = train_tokenizer(config, data, tmp_path / "whole")
-    read = ClipSampler.batch
+    read = JoinedSampler.batch
 
     def interrupted(sampler, step, *rest):
         if step == 5:
@@ -265,7 +265,7 @@ def test_all_terms_train_resume_and_leave_a_plain_tokenizer(tmp_path, monkeypatc
         return read(sampler, step, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ClipSampler, "batch", interrupted)
+        patch.setattr(JoinedSampler, "batch", interrupted)
         train_tokenizer(config, data, tmp_path / "cut")
     resumed = train_tokenizer(config, data, tmp_path / "cut")
     assert isinstance(resumed, Tokenizer) and hash_module(resumed) == hash_module(whole)
