@@ -94,7 +94,8 @@ def measure_likelihood(
         priors["the dynamics, given the past"] = _dynamics_nats(model, clip, tokens, context)
     if prior is not None:
         given = "given the class" if len(prior.classes) > 1 else "of single frames"
-        priors[f"the image prior, {given}"] = prior.nats(own, np.repeat(labels, clip.frames.shape[1] - context))
+        scored = clip.frames.shape[1] - context
+        priors[f"the image prior, {given}"] = prior.nats(own, [label for label in labels for _ in range(scored)])
     to_bits = 1 / (math.log(2) * frames[0].numel())
     error = (decode_means(tokenizer, own).clamp(-1, 1) - frames_to_model(frames)).square().mean()
     return Likelihood(

@@ -134,6 +134,6 @@ class RecallRing(RingCache):
         known, led = self.keys[:, 0].split([newest[0].numel(), action.shape[-1]], -1)
         there = (ages <= seen[:, None])[:, None, None]  # (B, 1, 1, size)
         ends = ages == 0, ages == size - 1
-        given = newest[:, None], action[:, None], recall._heads(known), led, self.values
+        asked, taken = newest[:, None].to(self.keys.dtype), action[:, None].to(self.keys.dtype)
         with torch.autocast(frame.device.type, enabled=False):  # one question a frame: casting the ring takes longer
-            return recall._recall(*(part.to(self.keys.dtype) for part in given), there, ends)[:, 0]
+            return recall._recall(asked, taken, recall._heads(known), led, self.values, there, ends)[:, 0]
