@@ -1,5 +1,7 @@
 """Both ways of drawing a grid give the same tokens, and the tokens have the model's own probabilities."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,6 @@ from worldvq.models.sampling import (
 from worldvq.nn.noise import stream_keys
 
 KINDS = ("transformer", "pixelcnn", "wavenet")
-TIE = {torch.float32: 1e-4, torch.bfloat16: 0.2}  # scores this close may be rounded either way by another batching
 
 
 def keys(batch, seed=5, step=0):
@@ -45,7 +46,7 @@ def make(kind, grid=(2, 3), num_codes=7, context_dim=0, dtype=torch.float32, std
 
 
 def edges(logits, sampling, tolerance):
-    """Where another rounding may keep other codes: two tie for the last place, or the mass before one is just top_p."""
+    """Where another rounding may keep other codes: two tie for the last place, or the mass before one is near top_p."""
     ordered = (logits.float() / (sampling.temperature or 1)).sort(-1, descending=True).values
     found = torch.zeros(logits.shape[:-1], dtype=torch.bool)
     if sampling.top_k:
@@ -53,15 +54,24 @@ def edges(logits, sampling, tolerance):
         ordered[..., sampling.top_k :] = -torch.inf
     if sampling.top_p:
         mass = ordered.softmax(-1)
-        found |= ((mass.cumsum(-1) - mass - sampling.top_p).abs() <= tolerance / 2).any(-1)
+        before = mass.cumsum(-1) - mass
+        found |= ((before - sampling.top_p).abs() <= tolerance / 2).any(-1)
+        last = (before < sampling.top_p).sum(-1, keepdim=True) - 1
+        following = ordered.gather(-1, (last + 1).clamp(max=ordered.shape[-1] - 1))
+        found |= (ordered.gather(-1, last) - following <= tolerance)[..., 0] & (last[..., 0] + 1 < ordered.shape[-1])
     return found
 
 
-def ties(prior, context, noise, sampling, one, other, tolerance):
-    """How many rows differ, and how many of them do not first differ where two scores nearly tie."""
+def ties(prior, context, noise, sampling, one, other):
+    """How many rows differ, and how many of them do not first differ where two scores nearly tie.
+
+    The same weights in fp32 say how far rounding moves a score; two tie where twice that, of each, is between them.
+    """
     differing, wrong = 0, 0
     with torch.no_grad():
-        logits = prior(one, context).flatten(1, 2)
+        rounded = prior(one, context).flatten(1, 2)
+        logits = copy.deepcopy(prior).float()(one, context.float()).flatten(1, 2)
+    tolerance = max(1e-4, 4 * float((rounded - logits).abs().max())) / (sampling.temperature or 1)
     scores = truncate(logits, sampling) + (0 if noise is None else noise)
     edge = edges(logits, sampling, tolerance)
     for row, (a, b) in enumerate(zip(one.flatten(1), other.flatten(1), strict=True)):
@@ -77,6 +87,12 @@ def ties(prior, context, noise, sampling, one, other, tolerance):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
+@example(
+    grid=(3, 4), batch=4, temperature=0.3, top_k=1, top_p=None, seed=1902, draft_seed=0, window=None
+)  # a WaveNet's logits in bf16 are up to 0.19 off
+@example(
+    grid=(5, 5), batch=4, temperature=1.0, top_k=None, top_p=0.5, seed=10_000, draft_seed=0, window=None
+)  # two tie for the last place in top_p
 @example(
     grid=(4, 4), batch=1, temperature=2.0, top_k=3, top_p=0.5, seed=910, draft_seed=0, window=None
 )  # at the edge of top_p
@@ -105,7 +121,7 @@ def test_predictive_draws_the_tokens_that_sequential_draws(
     assert one.tokens.shape == other.tokens.shape == (batch, *grid)
     assert (one.passes == grid[0] * grid[1]).all()
     assert (other.passes >= 1).all() and (other.passes <= grid[0] * grid[1]).all()
-    differing, wrong = ties(prior, context, noise, sampling, one.tokens, other.tokens, TIE[dtype])
+    differing, wrong = ties(prior, context, noise, sampling, one.tokens, other.tokens)
     assert not wrong, f"{differing} rows of {batch} differ, {wrong} of them where no two scores tie"
     if dtype == torch.float32:
         assert not differing, "a tie in fp32 in so few tokens is less likely than a mistake"
