@@ -23,7 +23,7 @@ def pages_of_large_blocks() -> int:
 def count_pages(out) -> None:
     counts = [pages_of_large_blocks()]
     keep_freed_memory()
-    # A small block that comes to lie behind a large one makes it too small for its like, aligned: then the heap grows once.
+    # A small block behind a large one leaves it too small for its like, aligned: then the heap grows, once.
     counts.append(min(pages_of_large_blocks() for _ in range(6)))
     out.write_text(" ".join(map(str, counts)))
 

@@ -93,7 +93,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     loaded = ImageModel.load(tmp_path, "cpu")
     assert (loaded.classes, loaded.meta, loaded.prior.config) == (model.classes, model.meta, model.prior.config)
     drawn = [each.sample([0, 2], [4, 4], method="predictive").tokens for each in (model, loaded)]
-    assert torch.equal(*drawn) and torch.equal(*(each.render(drawn[0]) for each in (model, loaded)))
+    assert torch.equal(*drawn) and torch.equal(*(each.tokenizer.render(drawn[0]) for each in (model, loaded)))
     assert loaded.number("dog") == 1
     with pytest.raises(UsageError, match=r"no class 'dogs' \(did you mean 'dog'\?\): this prior knows cat, dog, elk"):
         loaded.number("dogs")

@@ -30,6 +30,7 @@ from worldvq.data.episode_files import (
 )
 from worldvq.data.store import Store
 from worldvq.errors import CorruptFileError, UsageError
+from worldvq.files.differences import require_same
 from worldvq.types import ActionSpace, Episode
 
 MAX_MAPPED = 16_384
@@ -130,6 +131,16 @@ class EpisodeStore(Store[DatasetMeta]):
     def heldout_every(self) -> int:
         """Episode n is held out when n % heldout_every == heldout_every - 1."""
         return self.meta.heldout_every
+
+    def check_frame_size(self, size: tuple[int, int], whose: str = "the tokenizer") -> None:
+        """Raise a UsageError unless frames have the size (H, W) that the tokenizer named takes."""
+        require_same(
+            {"frame_size": self.meta.frame_size},
+            {"frame_size": size},
+            ("the dataset has", "the tokenizer expects"),
+            f"{self.path} does not fit {whose}",
+            "take a dataset whose frames have the size of those that the tokenizer was trained on",
+        )
 
     def commit(self, number: int, episode: Episode) -> IndexEntry:
         """Write an episode and list it; when this returns it survives any crash.

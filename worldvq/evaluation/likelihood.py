@@ -16,9 +16,8 @@ from worldvq.data.clips import ClipSampler, heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import UsageError
 from worldvq.evaluation.protocol import check_fits
-from worldvq.files.differences import require_same
 from worldvq.files.weights import hash_module
-from worldvq.models.likelihood import bound, decode_means, encode_frames, fit_log_scale, uniform_nats
+from worldvq.models.likelihood import bound, decode_means, fit_log_scale, uniform_nats
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.types import Clip, TokenClip, frames_to_model
 from worldvq.world.images import ImageModel
@@ -80,13 +79,13 @@ def measure_likelihood(
         raise UsageError("the image prior was trained on tokens of another tokenizer: train it on this one's")
     with EpisodeStore.open(data) as store, EpisodeStore.open(fit_on or data) as training:
         for one in (store, training):
-            _check_size(tokenizer, one)
+            one.check_frame_size(tokenizer.config.frame_size)
         if isinstance(model, WorldModel):
             check_fits(model, store)
         clip, context, numbers = scored_clips(model, store, clips, seed)
         labels = [store.label(number) for number in numbers.tolist()]
         log_scale = _training_log_scale(tokenizer, training, seed)
-    tokens = encode_frames(tokenizer, clip.frames.flatten(0, 1)).unflatten(0, clip.frames.shape[:2])
+    tokens = tokenizer.tokenize(clip.frames.flatten(0, 1)).unflatten(0, clip.frames.shape[:2])
     frames, own = clip.frames[:, context:].flatten(0, 1), tokens[:, context:].flatten(0, 1)  # (N, H, W, 3), (N, h, w)
     nats = bound(tokenizer, frames, own, log_scale, uniform_nats(tokenizer.num_codes))
     priors = {"all codes equally probable": nats.prior}
@@ -120,21 +119,11 @@ def scored_clips(
     return read_clips(store, ids, 1), 0, ids[:, 0]
 
 
-def _check_size(tokenizer: Tokenizer, store: EpisodeStore) -> None:
-    require_same(
-        {"frame_size": store.meta.frame_size},
-        {"frame_size": tokenizer.config.frame_size},
-        ("the dataset has", "the tokenizer expects"),
-        f"{store.path} does not fit",
-        "take a dataset whose frames have the size of those that the tokenizer was trained on",
-    )
-
-
 def _training_log_scale(tokenizer: Tokenizer, store: EpisodeStore, seed: int) -> Tensor:
     """Return the scale (3,) of the logistic that fits training frames, so that held-out ones are predicted blindly."""
     sampler = ClipSampler(store, "train", 1, FITTED, seed)
     frames = read_clips(store, sampler.ids(0), 1).frames[:, 0]
-    return fit_log_scale(frames_to_model(frames), decode_means(tokenizer, encode_frames(tokenizer, frames)))
+    return fit_log_scale(frames_to_model(frames), decode_means(tokenizer, tokenizer.tokenize(frames)))
 
 
 def _dynamics_nats(world: WorldModel, clip: Clip, tokens: Tensor, context: int) -> Tensor:

@@ -113,8 +113,8 @@ def fd_of_samples(model: ImageModel, held: HeldOut, seed: int, sampling: dict[st
     one_by_one = sampling | {"method": "sequential"}
     drawn = model.sample(held.labels[1], np.arange(len(held.labels[1])), seed, **one_by_one)
     sets = {
-        "samples": model.render(drawn.tokens),
-        "reconstructions": model.reconstruct(held.frames[1]),
+        "samples": model.tokenizer.render(drawn.tokens),
+        "reconstructions": model.tokenizer.render(model.tokenizer.tokenize(held.frames[1])),
         "held-out frames": held.frames[1],
     }
     return {name: frechet_distance(reference, efflite0_features(frames)) for name, frames in sets.items()}

@@ -89,17 +89,9 @@ def fit_log_scale(frames: Tensor, mean: Tensor, steps: int = 20) -> Tensor:
 
 
 @torch.no_grad()
-def encode_frames(tokenizer: Tokenizer, frames: Tensor) -> Tensor:
-    """Return the tokens (N, h, w) of frames (N, H, W, 3) uint8, on the CPU."""
-    device = next(tokenizer.parameters()).device
-    return torch.cat([tokenizer.encode(frames_to_model(part).to(device)).cpu() for part in frames.split(BATCH)])
-
-
-@torch.no_grad()
 def decode_means(tokenizer: Tokenizer, tokens: Tensor) -> Tensor:
     """Return what the decoder says of tokens (N, h, w), unrounded: (N, 3, H, W) float32 on the CPU."""
-    device = next(tokenizer.parameters()).device
-    return torch.cat([tokenizer.decode(part.to(device)).float().cpu() for part in tokens.split(BATCH)])
+    return torch.cat([tokenizer.decode(part.to(tokenizer.device)).float().cpu() for part in tokens.split(BATCH)])
 
 
 @torch.no_grad()

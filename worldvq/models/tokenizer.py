@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from worldvq.models.config import TokenizerConfig
 from worldvq.nn.conv import Convolution, ResidualBlock, TransposedConvolution, down, up
 from worldvq.nn.quantizer import Quantizer, make_quantizer
+from worldvq.types import frames_from_model, frames_to_model
 
 
 class Reconstruction(NamedTuple):
@@ -29,6 +30,9 @@ class Reconstruction(NamedTuple):
 
 PATCH = 4
 """Pixels along each side of what the first layer sees and the last one writes."""
+
+AT_ONCE = 256
+"""Frames that are tokenized or rendered together."""
 
 
 class Tokenizer(nn.Module):
@@ -50,6 +54,11 @@ class Tokenizer(nn.Module):
         """Size of the vocabulary K."""
         return self.config.quantizer.num_codes
 
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return next(self.parameters()).device
+
     def forward(self, frames: Tensor) -> Reconstruction:
         """Reconstruct frames (B, 3, H, W) in [-1, 1]; in training mode the codebook moves."""
         z_e = self.encoder(frames.contiguous(memory_format=torch.channels_last))  # (B, D, h, w)
@@ -64,6 +73,16 @@ class Tokenizer(nn.Module):
     def decode(self, tokens: Tensor) -> Tensor:
         """Return the frames (N, 3, H, W), about [-1, 1], of tokens (N, h, w)."""
         return self.decoder(self.quantizer.lookup(tokens))
+
+    @torch.no_grad()
+    def tokenize(self, frames: Tensor) -> Tensor:
+        """Return the tokens (N, h, w) int64 of frames (N, H, W, 3) uint8, of any device, on the CPU."""
+        return torch.cat([self.encode(frames_to_model(part.to(self.device))).cpu() for part in frames.split(AT_ONCE)])
+
+    @torch.no_grad()
+    def render(self, tokens: Tensor) -> Tensor:
+        """Return the frames (N, H, W, 3) uint8 of tokens (N, h, w), of any device, on the CPU."""
+        return torch.cat([frames_from_model(self.decode(part.to(self.device))).cpu() for part in tokens.split(AT_ONCE)])
 
 
 def _patches(config: TokenizerConfig) -> tuple[nn.Sequential, Quantizer, nn.Sequential]:

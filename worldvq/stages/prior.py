@@ -110,7 +110,7 @@ def _sheet(
     def picture(model: Any, step: int) -> np.ndarray:
         here = ImageModel(vqvae.to(next(model.parameters()).device), model, classes, {})
         labels, seeds = np.divmod(np.arange(rows * PICTURE_COLUMNS), PICTURE_COLUMNS)
-        frames = here.render(here.sample(labels, seeds, seed, method="predictive").tokens)
+        frames = here.tokenizer.render(here.sample(labels, seeds, seed, method="predictive").tokens)
         drawn = grid(frames.unflatten(0, (rows, PICTURE_COLUMNS)).numpy(), scale=2)
         save_png(out / "pictures" / f"{step:08d}.png", drawn)
         return drawn

@@ -15,14 +15,12 @@ from rich.progress import track
 from worldvq.data.clips import heldout_clips, read_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.evaluation import metrics
-from worldvq.files.differences import require_same
 from worldvq.media.pictures import STRIP_SIDE, save_png
 from worldvq.media.tiles import FAINT, LINE, MIN_WIDTH, caption, enlarge, grid, scale_to, text, tile
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.devices import resolve_device
 from worldvq.nn.memory import memory_errors
-from worldvq.types import frames_from_model, frames_to_model
 from worldvq.world.model import WORLD_FILE, WorldModel
 
 BATCH = 64
@@ -74,16 +72,10 @@ def reconstruct(
     """
     model = _tokenizer_of(tokenizer, resolve_device(device))
     store = EpisodeStore.open(data)
-    require_same(
-        {"frame_size": store.meta.frame_size},
-        {"frame_size": model.config.frame_size},
-        ("the dataset has", "the tokenizer expects"),
-        f"{data} does not fit {tokenizer}",
-        "take a dataset whose frames have the size of those that the tokenizer was trained on",
-    )
+    store.check_frame_size(model.config.frame_size, str(tokenizer))
     ids = heldout_clips(store, num_frames, 1, seed)  # before the long part: it refuses a dataset that holds out nothing
     errors, similar, counts = [], [], np.zeros(model.num_codes, np.int64)
-    with memory_errors("take a machine or device with more memory"), torch.no_grad():
+    with memory_errors("take a machine or device with more memory"):
         for frames in _heldout_frames(store):
             tokens, rebuilt = _through(model, frames)
             errors.append(metrics.squared_error(frames, rebuilt))
@@ -123,9 +115,8 @@ def _heldout_frames(store: EpisodeStore) -> Iterator[np.ndarray]:
 
 def _through(model: Tokenizer, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return tokens (n, h, w) and what comes back of frames (n, H, W, 3) uint8."""
-    device = next(model.parameters()).device
-    tokens = model.encode(frames_to_model(torch.from_numpy(frames).to(device)))
-    return tokens.cpu().numpy(), frames_from_model(model.decode(tokens)).cpu().numpy()
+    tokens = model.tokenize(torch.from_numpy(frames))
+    return tokens.numpy(), model.render(tokens).numpy()
 
 
 def sheet(originals: np.ndarray, rebuilt: np.ndarray, labels: list[str]) -> np.ndarray:

@@ -79,13 +79,13 @@ def sample(
             "give the datasets that it was trained on",
         )
     drawn = model.sample(np.repeat(numbers, per_class), np.tile(np.arange(per_class), len(numbers)), seed, **sampling)
-    frames = model.render(drawn.tokens)
+    frames = model.tokenizer.render(drawn.tokens)
     near, fd, fd_frames, shown = {}, {}, 0, None
     if stores:
         held = heldout_frames(stores, model, numbers, max(num_fd, -(-len(frames) // 2)))
         if num_fd:
             fd, fd_frames = fd_of_samples(model, held, seed, sampling), len(held.labels[0])
-        others = model.reconstruct(held.frames.flatten(0, 1)[: len(frames)])
+        others = model.tokenizer.render(model.tokenizer.tokenize(held.frames.flatten(0, 1)[: len(frames)]))
         found = nearest_frames(stores, torch.cat([frames, others]))
         decibels = psnr(found.errors)
         near = {"samples": decibels[: len(frames)], "reconstructions": decibels[len(frames) :]}

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -20,7 +18,7 @@ from worldvq.files.weights import hash_module
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.devices import local_device, resolve_device
-from worldvq.types import frames_to_model
+from worldvq.types import as_tensor
 
 
 def tokenize(tokenizer: Path, data: Path, out: Path, device: str = "auto") -> TokenStore:
@@ -36,13 +34,7 @@ def tokenize(tokenizer: Path, data: Path, out: Path, device: str = "auto") -> To
     processes = Processes()
     model = load_tokenizer(tokenizer, resolve_device(local_device(device)))
     store = EpisodeStore.open(data)
-    require_same(
-        {"frame_size": store.meta.frame_size},
-        {"frame_size": model.config.frame_size},
-        ("the dataset has", "the tokenizer expects"),
-        f"{data} does not fit {tokenizer}",
-        "take the dataset that the tokenizer was trained on, or another one of its size",
-    )
+    store.check_frame_size(model.config.frame_size, str(tokenizer))
     meta = TokenMeta(tokenizer_hash=hash_module(model), dataset=store.meta, num_codes=model.num_codes, grid=model.grid)
     if processes.is_first:
         if shard_indexes(out):  # of a run that was ended, perhaps of other processes
@@ -96,11 +88,7 @@ def open_tokens(tokens: Path, tokenizer: Path, model: Tokenizer) -> tuple[TokenS
 def _tokenize_missing(model: Tokenizer, store: EpisodeStore, tokens: TokenStore, shard: Shard) -> None:
     """Write the tokens of this shard's episodes that have none yet."""
     console = Console(stderr=True)
-    device = next(model.parameters()).device
     missing = [number for number in store.numbers("all") if shard.owns(number) and number not in tokens]
     for number in track(missing, "tokenizing", console=console, disable=shard.index > 0 or not console.is_terminal):
         episode = store.read(number)
-        frames = torch.from_numpy(np.array(episode.frames))
-        with torch.no_grad():
-            parts = [model.encode(frames_to_model(part.to(device))).cpu() for part in frames.split(256)]
-        tokens.write(number, torch.cat(parts).numpy(), episode)
+        tokens.write(number, model.tokenize(as_tensor(episode.frames)).numpy(), episode)

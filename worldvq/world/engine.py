@@ -12,7 +12,7 @@ from worldvq.errors import UsageError
 from worldvq.models.dynamics import Dynamics, DynamicsOutput, DynamicsState
 from worldvq.models.sampling import Pace
 from worldvq.models.tokenizer import Tokenizer
-from worldvq.types import ActionSpace, frames_from_model, frames_to_model
+from worldvq.types import ActionSpace
 
 
 class Steps(NamedTuple):
@@ -83,8 +83,7 @@ class Engine:
             self._steps[compiled] = make_steps(self.tokenizer, self.dynamics, compiled)
         return self._steps[compiled]
 
-    @torch.no_grad()
-    def tokenize(self, frames: Tensor, batch_size: int = 256) -> Tensor:
+    def tokenize(self, frames: Tensor) -> Tensor:
         """Return the tokens (B, T, h, w) of frames (B, T, H, W, 3) uint8.
 
         Raises:
@@ -96,15 +95,8 @@ class Engine:
             raise UsageError(
                 f"frames are {dtype}{list(frames.shape)}, this world takes uint8 (B, T, {height}, {width}, 3)"
             )
-        flat = frames.flatten(0, 1)
-        parts = [self.tokenizer.encode(frames_to_model(part.to(self.device))).cpu() for part in flat.split(batch_size)]
-        return torch.cat(parts).unflatten(0, frames.shape[:2])
+        return self.tokenizer.tokenize(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
-    @torch.no_grad()
-    def render(self, tokens: Tensor, batch_size: int = 256) -> Tensor:
+    def render(self, tokens: Tensor) -> Tensor:
         """Return the frames (B, T, H, W, 3) uint8 of tokens (B, T, h, w)."""
-        flat = tokens.flatten(0, 1)
-        parts = [
-            frames_from_model(self.tokenizer.decode(part.to(self.device))).cpu() for part in flat.split(batch_size)
-        ]
-        return torch.cat(parts).unflatten(0, tokens.shape[:2])
+        return self.tokenizer.render(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])

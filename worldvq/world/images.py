@@ -24,7 +24,6 @@ from worldvq.models.sampling import Drafts, Drawn, Pace, draw, draw_noise
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.devices import resolve_device
 from worldvq.nn.noise import stream_keys
-from worldvq.types import frames_from_model, frames_to_model
 
 FORMAT_VERSION = 1
 IMAGE_MODEL_FILE = "prior.json"
@@ -122,18 +121,6 @@ class ImageModel:
             logits = self.prior(target, labels[rows].to(self.device)).logits.double().log_softmax(-1)
             found.append(-logits.gather(-1, target[..., None]).sum((1, 2, 3)).cpu())
         return torch.cat(found)
-
-    @torch.no_grad()
-    def render(self, tokens: Tensor, batch_size: int = 256) -> Tensor:
-        """Return the frames (N, H, W, 3) uint8 of tokens (N, h, w)."""
-        parts = [frames_from_model(self.tokenizer.decode(part.to(self.device))) for part in tokens.split(batch_size)]
-        return torch.cat([part.cpu() for part in parts])
-
-    @torch.no_grad()
-    def reconstruct(self, frames: Tensor, batch_size: int = 256) -> Tensor:
-        """Return what the tokenizer makes of frames (N, H, W, 3) uint8: what samples can look like at best."""
-        tokens = [self.tokenizer.encode(frames_to_model(part.to(self.device))) for part in frames.split(batch_size)]
-        return self.render(torch.cat(tokens), batch_size)
 
     def save(self, folder: Path) -> None:
         """Write the model; a half-written one is none, and where the disk is full an older one stays."""

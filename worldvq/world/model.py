@@ -177,13 +177,13 @@ class WorldModel:
                 raise CorruptFileError(f"{file} is damaged: its hash is not the one in {path}")
         return cls(tokenizer.to(where), dynamics.to(where), meta)
 
-    def tokenize(self, frames: ArrayLike | Tensor, batch_size: int = 256) -> Tensor:
+    def tokenize(self, frames: ArrayLike | Tensor) -> Tensor:
         """Return the tokens (B, T, h, w) int64 of frames (B, T, H, W, 3) uint8."""
-        return self.engine.tokenize(as_tensor(frames), batch_size)
+        return self.engine.tokenize(as_tensor(frames))
 
-    def render(self, tokens: ArrayLike | Tensor, batch_size: int = 256) -> Tensor:
+    def render(self, tokens: ArrayLike | Tensor) -> Tensor:
         """Return the frames (B, T, H, W, 3) uint8 of tokens (B, T, h, w)."""
-        return self.engine.render(as_tensor(tokens), batch_size)
+        return self.engine.render(as_tensor(tokens))
 
     def imagine(
         self,

@@ -21,7 +21,6 @@ from worldvq.models.sampling import Drawn
 from worldvq.models.scene import SceneModel, scene_size
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.devices import resolve_device
-from worldvq.types import frames_from_model, frames_to_model
 
 FORMAT_VERSION = 1
 SCENE_FILE = "scene.json"
@@ -56,7 +55,6 @@ class Scenes:
         """Codes of a frame."""
         return self.model.config.num_codes_per_frame
 
-    @torch.no_grad()
     def tokenize(self, frames: Tensor) -> Tensor:
         """Return the tokens (N, h, w) int64 of frames (N, H, W, 3) uint8.
 
@@ -70,14 +68,11 @@ class Scenes:
             "these frames do not fit this scene model",
             "take the dataset that it was trained on, or another one of its size",
         )
-        parts = [self.tokenizer.encode(frames_to_model(part.to(self.device))) for part in frames.split(AT_ONCE)]
-        return torch.cat(parts).cpu()
+        return self.tokenizer.tokenize(frames)
 
-    @torch.no_grad()
     def render(self, tokens: Tensor) -> np.ndarray:
         """Return the frames (N, H, W, 3) uint8 of tokens (N, h, w)."""
-        parts = [frames_from_model(self.tokenizer.decode(part.to(self.device))) for part in tokens.split(AT_ONCE)]
-        return torch.cat(parts).cpu().numpy()
+        return self.tokenizer.render(tokens).numpy()
 
     @torch.no_grad()
     def encode(self, tokens: Tensor) -> Tensor:
