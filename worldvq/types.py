@@ -259,6 +259,37 @@ class TokenImages:
         return TokenImages(self.tokens.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
 
 
+@dataclass(frozen=True, repr=False)
+class SoundCrops:
+    """A batch of pieces of sounds, each of a speaker.
+
+    Attributes:
+        waveforms: (B, T) float32 in [-1, 1].
+        speakers: (B,) int64, numbers of speakers.
+    """
+
+    waveforms: Tensor
+    speakers: Tensor
+
+    def __repr__(self) -> str:
+        """Show shapes, not contents."""
+        return _shapes(self)
+
+    def to(self, device: torch.device | str) -> SoundCrops:
+        """Move every tensor."""
+        return SoundCrops(self.waveforms.to(device, non_blocking=True), self.speakers.to(device, non_blocking=True))
+
+
+def samples_to_model(samples: Tensor) -> Tensor:
+    """Convert int16 samples (...) to float32 in [-1, 1]."""
+    return samples.float().div(2**15)
+
+
+def samples_from_model(waveform: Tensor) -> Tensor:
+    """Convert float samples (...) to int16, rounding to nearest; the inverse of :func:`samples_to_model`."""
+    return waveform.float().mul(2**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
+
+
 def as_tensor(values: ArrayLike | Tensor) -> Tensor:
     """Return a tensor of what may be a NumPy array, memory-mapped and read-only ones too, a list or a number."""
     if isinstance(values, Tensor):

@@ -209,6 +209,27 @@ def train_image_prior(root: str, out: str, steps: int, kill_at: int | None = Non
     train_prior(config, [Path(root) / name for name in "ab"], Path(root) / "tokenizer", Path(out))
 
 
+def train_sound(root: str, out: str, steps: int, kill_at: int | None = None) -> None:
+    """Train a codec on the store ``sounds`` of a folder; if asked, die before the n-th batch."""
+    from worldvq.data.sounds import CropSampler
+    from worldvq.stages.experiment import load_config
+    from worldvq.stages.sound import train_sound as train
+
+    read, count = CropSampler.batch, 0
+
+    def batch(self: CropSampler, *arguments: int) -> Any:
+        nonlocal count
+        if count == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+        return read(self, *arguments)
+
+    CropSampler.batch = batch  # type: ignore[method-assign]
+    settings = [f"sound_training.steps={steps}", "sound_training.save_every=2", "sound_training.batch_size=4"]
+    config = load_config("tiny", ["sound.quantizer.kind=ema", "sound_training.log_every=1", *settings])
+    train(config, Path(root) / "sounds", Path(out))
+
+
 if __name__ == "__main__":  # by a launcher: as a command line ends, with one line and an exit code
     import warnings
 

@@ -8,10 +8,25 @@ from safetensors.torch import save_file
 
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.files.weights import save_module
-from worldvq.models.config import DynamicsConfig, ImagePriorConfig, PriorConfig, TokenizerConfig
+from worldvq.models.config import (
+    DynamicsConfig,
+    ImagePriorConfig,
+    PriorConfig,
+    SoundTokenizerConfig,
+    TokenizerConfig,
+    WaveNetConfig,
+)
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.image_prior import ImagePrior
-from worldvq.models.loading import SPARE, dynamics_size, image_prior_size, load_checked, tokenizer_size
+from worldvq.models.loading import (
+    SPARE,
+    dynamics_size,
+    image_prior_size,
+    load_checked,
+    sound_tokenizer_size,
+    tokenizer_size,
+)
+from worldvq.models.sound import SoundTokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
 from worldvq.stages.experiment import load_config
@@ -83,6 +98,28 @@ def test_the_bound_of_an_image_prior_holds(config, grid, num_codes, num_classes)
     assert made <= image_prior_size(config, grid, num_codes, num_classes)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.builds(
+        SoundTokenizerConfig,
+        strides=st.lists(st.integers(2, 16), min_size=1, max_size=8).map(tuple),
+        width=st.integers(1, 300),
+        quantizer=quantizers,
+        decoder=st.builds(
+            WaveNetConfig,
+            width=st.integers(1, 300),
+            skip_width=st.integers(1, 300),
+            num_stacks=st.integers(1, 3),
+            stack_layers=st.integers(1, 10),
+        ),
+    ),
+    st.integers(1, 3000),
+)
+def test_the_bound_of_a_tokenizer_of_sound_holds(config, num_speakers):
+    made = elements(lambda: SoundTokenizer(config, num_speakers))
+    assert made <= sound_tokenizer_size(config, num_speakers)
+
+
 def builder(make, built):
     def build():
         module = make()
@@ -101,6 +138,7 @@ def test_models_of_the_usual_size_are_built_once(tmp_path, name):
         (tokenizer_size(config.tokenizer), lambda: Tokenizer(config.tokenizer)),
         (dynamics_size(config.dynamics, *shape), lambda: Dynamics(config.dynamics, *shape)),
         (image_prior_size(config.prior, *shape[:2], 5), lambda: ImagePrior(config.prior, *shape[:2], 5)),
+        (sound_tokenizer_size(config.sound, 5), lambda: SoundTokenizer(config.sound, 5)),
     ):
         saved, built = make(), []
         save_module(tmp_path / "file", saved)

@@ -27,7 +27,9 @@ def info_command(data: Annotated[Path, typer.Argument(help="Folder of a dataset.
 
 
 @data_app.command("verify")
-def verify_command(data: Annotated[Path, typer.Argument(help="Folder of a dataset or token store.")]) -> None:
+def verify_command(
+    data: Annotated[Path, typer.Argument(help="Folder of a dataset, token store or store of sounds.")],
+) -> None:
     """Hash every file against the index; names what is broken."""
     from worldvq.data.inspect import open_store
 
@@ -165,6 +167,23 @@ def import_images_command(
     with import_images(folder, out, size=sides, fit=fit, heldout_every=heldout_every, compression=compression) as store:
         heldout = sum(store.entry(number).num_frames for number in store.numbers("heldout"))
         print(f"{out}: {plural(len(store), 'episode')}, {plural(store.num_frames, 'image')}, {heldout:,} held out")
+
+
+@import_app.command("sounds")
+def import_sounds_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of sounds, at any depth; its folders are the speakers.")],
+    out: Annotated[Path, typer.Option(help="Folder of the store; an interrupted import is continued.")],
+    rate: Annotated[int, typer.Option(help="Samples a second, to which all are brought.")] = 16_000,
+    heldout_every: Annotated[int, typer.Option(min=2, help="One sound in so many is for evaluation only.")] = 10,
+) -> None:
+    """Make a store of a folder of sounds (WAV, FLAC, Ogg, MP3, ...), for a codec of sound; needs the audio extra.
+
+    Example: worldvq data import sounds recordings --out runs/mine/data
+    """
+    from worldvq.data.formats.sounds import import_sounds
+
+    with import_sounds(folder, out, rate=rate, heldout_every=heldout_every) as store:
+        print(f"{out}: {store.describe()}")
 
 
 @data_app.command("export")

@@ -1,4 +1,4 @@
-"""``worldvq train tokenizer|dynamics|prior``, ``worldvq tokenize`` and ``worldvq reconstruct``."""
+"""``worldvq train tokenizer|dynamics|prior|sound``, ``worldvq tokenize`` and ``worldvq reconstruct``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from worldvq.errors import UsageError, plural
 
 app = typer.Typer()
 train_app = typer.Typer(
-    help="Train a tokenizer, then the dynamics, or an image prior, on its tokens.", no_args_is_help=True
+    help="Train a tokenizer, then the dynamics, or an image prior, on its tokens; or a codec of sound.",
+    no_args_is_help=True,
 )
 app.add_typer(train_app, name="train")
 
@@ -138,6 +139,41 @@ def train_prior_command(
     train_prior(settings, tokens, tokenizer, folder, track or [], device, start)
     if is_first_process():
         print(f"prior: {folder}")
+
+
+@train_app.command("sound")
+def train_sound_command(
+    overrides: Overrides = None,
+    config: ConfigOption = "maze",
+    data: Annotated[Path | None, typer.Option(help="Store of sounds. Default: runs/CONFIG/data.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder, where the codec goes too. Default: runs/CONFIG/sound.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer updates in all; short for sound_training.steps=N.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all that is random; short for sound_training.seed=N.")] = None,
+    device: DeviceOption = "auto",
+    track: TrackOption = None,
+) -> None:
+    """Train the VQ-VAE that turns sound into tokens and back, as any of its speakers.
+
+    Run again to resume. Works under `accelerate launch`.
+
+    Example: worldvq train sound --data runs/mine/data --out runs/mine/sound --steps 3000 sound.strides=[2,2,2,2,2,2,2]
+    """
+    from worldvq.files.lock import check_unlocked
+
+    folder: Path = out or runs(config) / "sound"
+    check_unlocked(folder, shared=True)  # by every process at once; before the seconds that the imports below take
+    from worldvq.data.sharing import is_first_process
+    from worldvq.stages.experiment import load_config
+    from worldvq.stages.sound import train_sound
+
+    settings = load_config(config, with_options(overrides or [], "sound_training", steps, seed))
+    train_sound(settings, data or runs(config) / "data", folder, track or [], device)
+    if is_first_process():
+        print(f"codec of sound: {folder}")
 
 
 @app.command("tokenize")

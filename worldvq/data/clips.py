@@ -96,8 +96,12 @@ class ClipSampler:
                 f"{store.heldout_every}); record more, or record again with another record.heldout_every, which plays "
                 "nothing again"
             )
-        starts = [max(store.entry(int(n)).num_frames - clip_frames + 1, 1) for n in self._numbers]
+        starts = [max(self._length(int(n)) - clip_frames + 1, 1) for n in self._numbers]
         self._ends = np.cumsum(starts)
+
+    def _length(self, number: int) -> int:
+        """How long an episode is, in what a window is counted in."""
+        return self.store.entry(number).num_frames
 
     @property
     def num_windows(self) -> int:

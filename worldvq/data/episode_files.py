@@ -32,7 +32,7 @@ MAX_META = MAX_HEADER // 16
 """Bytes of an episode's description; in the header its quotes are escaped."""
 MAX_LABEL = 256
 """Characters of an episode's label, so that its line stays one."""
-_DTYPES = {"U8": "u1", "BOOL": "?", "U16": "<u2", "I32": "<i4", "I64": "<i8", "F32": "<f4"}
+_DTYPES = {"U8": "u1", "BOOL": "?", "U16": "<u2", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F32": "<f4"}
 _CRC = re.compile(rb'(\{"number":.*),"crc32":"([0-9a-f]{8})"\}')
 _LINE_BEGINS = b'{"number":'
 
@@ -100,9 +100,25 @@ def write_tensors(folder: Path, number: int, tensors: dict[str, np.ndarray], epi
     total = float(episode.rewards.astype(np.float64).sum())
     if not math.isfinite(total):
         raise RunError(f"{folder}: episode {number} holds a reward that is not finite; it was not written")
-    ending = {name: bool(getattr(episode, name)) for name in ("terminated", "truncated", "interrupted")}
-    about = {"number": number, "seed": int(episode.seed), **ending, "meta": episode.meta}
-    description = json.dumps(about)
+    about = {"seed": int(episode.seed), "meta": episode.meta}
+    about |= {name: bool(getattr(episode, name)) for name in ("terminated", "truncated", "interrupted")}
+    return write_listed(folder, number, tensors, len(episode.frames), total, about)
+
+
+def write_listed(
+    folder: Path, number: int, tensors: dict[str, np.ndarray], num_frames: int, total: float, about: dict
+) -> IndexEntry:
+    """As :func:`write_tensors`, of what may be no episode.
+
+    Args:
+        folder: The store.
+        number: Of its file.
+        tensors: What the file holds.
+        num_frames: How long it is: frames, samples.
+        total: Sum of its ``rewards``, 0 where it has none.
+        about: ``seed``, ``meta``, and how it ended.
+    """
+    description = json.dumps({"number": number, **about})
     parse_json(description.encode(), f"{folder}: the meta of episode {number}, which was not written")
     if len(description) > MAX_META:
         raise RunError(
@@ -111,15 +127,15 @@ def write_tensors(folder: Path, number: int, tensors: dict[str, np.ndarray], epi
         )
     data = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, {"episode": description})
     write_atomic(folder / file_name(number), data)
+    about = dict(about)
     return IndexEntry(
         number=number,
         file=file_name(number),
         sha256=hashlib.sha256(data).hexdigest(),
-        num_frames=len(episode.frames),
-        seed=int(episode.seed),
+        num_frames=num_frames,
         episode_return=total,
-        label=str(episode.meta.get("label", "")),
-        **ending,
+        label=str(about.pop("meta").get("label", "")),
+        **about,
     )
 
 
@@ -226,7 +242,8 @@ def check_listed(path: Path, file: SafetensorsFile, entry: IndexEntry) -> dict:
     about = parse_json(file.metadata.get("episode", "").encode("utf-8", "replace"), f"{path}: its description")
     if not isinstance(about, dict) or not isinstance(about.get("meta"), dict):
         raise CorruptFileError(f"{path}: its description is no record of an episode")
-    total = float(file.tensors["rewards"].astype(np.float64).sum())
+    rewards = file.tensors.get("rewards", np.zeros(0))
+    total = float(rewards.astype(np.float64).sum())
     for name in ("number", "seed", "terminated", "truncated", "interrupted"):
         if about.get(name) != getattr(entry, name):
             raise CorruptFileError(f"{path}: {name} is {short(about.get(name))}, the index says {getattr(entry, name)}")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.shards import shard_indexes
+from worldvq.data.sounds import SoundStore
 from worldvq.data.tokens import TokenStore
 from worldvq.errors import UsageError, plural
 from worldvq.types import ActionSpace
@@ -20,27 +21,33 @@ VIDEO_EPISODES, VIDEO_FRAMES, VIDEO_SIDE = 4, 300, 192
 SHOWN_LABELS = 20
 
 
-def open_store(path: str | Path) -> EpisodeStore | TokenStore:
-    """Open a dataset or a token store, whichever the folder holds.
+def open_store(path: str | Path) -> EpisodeStore | TokenStore | SoundStore:
+    """Open a dataset, a token store or a store of sounds, whichever the folder holds.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: It is none of them.
     """
-    return (TokenStore if (Path(path) / TokenStore.meta_file).is_file() else EpisodeStore).open(path)
+    kinds = (TokenStore, SoundStore)
+    return next((kind for kind in kinds if (Path(path) / kind.meta_file).is_file()), EpisodeStore).open(path)
 
 
 def info(path: str | Path) -> Table:
-    """Describe a dataset or token store as a table of two columns.
+    """Describe a dataset, token store or store of sounds as a table of two columns.
 
     Raises:
-        UsageError: The folder holds neither.
+        UsageError: The folder holds none of them.
         CorruptFileError: A file is missing or broken.
     """
     store = open_store(path)
-    dataset = store.meta.dataset if isinstance(store, TokenStore) else store.meta
     table = Table(title=str(path), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
+    if isinstance(store, SoundStore):
+        rows = {"from": store.meta.source, "sounds": store.describe()}
+        for name, text in (rows | _labels(store)).items():
+            table.add_row(name, text)
+        return table
+    dataset = store.meta.dataset if isinstance(store, TokenStore) else store.meta
     height, width = dataset.frame_size
     options = ", ".join(f"{key}={value}" for key, value in dataset.env.kwargs.items())
     rows = {
@@ -81,15 +88,21 @@ def _episode_rows(store: EpisodeStore | TokenStore) -> dict[str, str]:
         "return": f"{min(returns):.3g} to {max(returns):.3g}, mean {np.mean(returns):.3g}",
         "on disk": f"{size / 2**20:.1f} MiB",
     }
-    if labels := sorted({entry.label for entry in entries} - {""}):
-        more = f" and {len(labels) - SHOWN_LABELS:,} more" if len(labels) > SHOWN_LABELS else ""
-        rows["labels"] = f"{len(labels):,}: {', '.join(labels[:SHOWN_LABELS])}{more}"
+    rows |= _labels(store)
     space = store.action_space
     if space.kind == "discrete":
         counts = sum(np.bincount(store.mapped(entry.number).actions, minlength=space.nvec[0]) for entry in entries)
         shares = np.asarray(counts) / np.sum(counts)
         rows["actions"] = ", ".join(f"{space.label(action)} {share:.1%}" for action, share in enumerate(shares))
     return rows
+
+
+def _labels(store: EpisodeStore | TokenStore | SoundStore) -> dict[str, str]:
+    """The row that names what episodes show, or who is heard."""
+    if not (labels := sorted({entry.label for entry in store.entries} - {""})):
+        return {}
+    more = f" and {len(labels) - SHOWN_LABELS:,} more" if len(labels) > SHOWN_LABELS else ""
+    return {"labels": f"{len(labels):,}: {', '.join(labels[:SHOWN_LABELS])}{more}"}
 
 
 def _space(space: ActionSpace) -> str:

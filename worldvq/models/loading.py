@@ -18,7 +18,7 @@ from worldvq.errors import CorruptFileError, UsageError
 from worldvq.files.atomic import write_together
 from worldvq.files.reading import read_sealed, seal
 from worldvq.files.weights import check_header, hash_module, load_module, module_bytes
-from worldvq.models.config import DynamicsConfig, ImagePriorConfig, TokenizerConfig
+from worldvq.models.config import DynamicsConfig, ImagePriorConfig, SoundTokenizerConfig, TokenizerConfig, WaveNetConfig
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.symlog import NUM_BINS
 from worldvq.types import ActionSpace
@@ -54,6 +54,21 @@ def image_prior_size(config: ImagePriorConfig, grid: tuple[int, int], num_codes:
     positions, width = grid[0] * grid[1], config.width
     tables = (3 * num_codes + 3 * positions + num_classes + 20) * width + 4 * num_codes
     return tables + 40 * config.num_blocks * width**2 + width**2 + positions**2 + 1000
+
+
+def sound_tokenizer_size(config: SoundTokenizerConfig, num_speakers: int) -> int:
+    """Return an upper bound of the number of elements of a tokenizer of sound."""
+    width, dim, codes = config.width, config.quantizer.code_dim, config.quantizer.num_codes
+    encoder = sum(2 * stride * width**2 + width for stride in config.strides)
+    ends = (4 * dim + num_speakers + 2) * width + dim + 4 * codes * (dim + 2)
+    return encoder + ends + wavenet_size(config.decoder, 256, width) + 1000
+
+
+def wavenet_size(config: WaveNetConfig, num_codes: int, context_dim: int) -> int:
+    """Return an upper bound of the number of elements of a WaveNet."""
+    width, skip = config.width, config.skip_width
+    layers = config.num_stacks * config.stack_layers * (7 * width + skip) * width
+    return layers + (num_codes + context_dim + 2) * width + (skip + num_codes + 1) * (skip + 1)
 
 
 def load_checked(path: Path, size: int, make: Callable[[], M]) -> M:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldvq.nn.symlog import reward_nats
-from worldvq.types import Clip, TokenClip, TokenImages, frames_to_model
+from worldvq.types import Clip, SoundCrops, TokenClip, TokenImages, frames_to_model
 
 FORECAST_WEIGHT = 0.3
 
@@ -43,15 +43,39 @@ def reconstruction_loss(frames: Tensor, output: Any, num_codes: int) -> tuple[Te
     error = F.mse_loss(output.frames.float(), frames)
     loss = error + output.quantizer_loss
     with torch.no_grad():
-        frequency = torch.bincount(output.tokens.flatten(), minlength=num_codes).float()
-        frequency = frequency / frequency.sum()
         metrics = {
             "reconstruction": error.detach(),
             "quantizer_loss": output.quantizer_loss.detach(),
             "psnr": 10 * torch.log10(4 / error.detach()),
-            "perplexity": torch.exp(-torch.special.xlogy(frequency, frequency).sum()),
+            "perplexity": _perplexity(output.tokens, num_codes),
         }
     return loss, metrics
+
+
+def _perplexity(tokens: Tensor, num_codes: int) -> Tensor:
+    """How many codes tokens (...) use, as the exponential of their entropy."""
+    frequency = torch.bincount(tokens.flatten(), minlength=num_codes).float()
+    frequency = frequency / frequency.sum()
+    return torch.exp(-torch.special.xlogy(frequency, frequency).sum())
+
+
+def sound_loss(model: nn.Module, crops: SoundCrops) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of every sample given those before it, codes and speaker; plus the quantizer's loss.
+
+    Args:
+        model: A SoundTokenizer, possibly wrapped for distributed training.
+        crops: Waveforms (B, T) and speakers (B,).
+
+    Returns:
+        The loss and detached scalars: ``nats_per_sample``, ``quantizer_loss``, ``perplexity`` of the batch's tokens.
+    """
+    output = model(crops.waveforms, crops.speakers)
+    inner: Any = getattr(model, "module", model)
+    nats = _nats(output.logits, output.classes).mean()
+    metrics = {"nats_per_sample": nats.detach(), "quantizer_loss": output.quantizer_loss.detach()}
+    with torch.no_grad():
+        metrics["perplexity"] = _perplexity(output.tokens, inner.num_codes)
+    return nats + output.quantizer_loss, metrics
 
 
 def image_prior_loss(model: nn.Module, images: TokenImages) -> tuple[Tensor, dict[str, Tensor]]:

@@ -86,10 +86,21 @@ def sequential(cache: GridCache, size: tuple[int, int, int], noise: Tensor | Non
     """
     batch, height, width = size
     tokens = torch.zeros(batch, height * width, dtype=torch.int64, device=cache.device)
-    for index in range(height * width):
-        logits = cache.logits(tokens, index, index + 1)[:, 0]  # (B, K)
-        tokens[:, index] = choose(logits, None if noise is None else noise[:, index], sampling)
+    draw_next(cache, tokens, 0, noise, height * width, sampling)
     return Drawn(tokens.view(size), torch.full((batch,), height * width))
+
+
+@torch.no_grad()
+def draw_next(
+    cache: GridCache, tokens: Tensor, first: int, noise: Tensor | None, count: int, sampling: SamplingConfig
+) -> None:
+    """Draw ``count`` places of tokens (B, N) from ``first`` on, in place; those before are drawn already.
+
+    As :func:`sequential`, of a row so long that its noise, here (B, count, K), is made part by part.
+    """
+    for index in range(count):
+        logits = cache.logits(tokens, first + index, first + index + 1)[:, 0]  # (B, K)
+        tokens[:, first + index] = choose(logits, None if noise is None else noise[:, index], sampling)
 
 
 @torch.no_grad()

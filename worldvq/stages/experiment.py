@@ -21,6 +21,7 @@ from worldvq.models.config import (
     DynamicsConfig,
     ImagePriorConfig,
     SceneConfig,
+    SoundTokenizerConfig,
     TokenizerConfig,
     TokenizerLossConfig,
 )
@@ -105,6 +106,34 @@ class SceneSections(Config):
     scene_training: TrainConfig = TrainConfig()
 
 
+class SoundTrainConfig(TrainConfig):
+    """A training run of the VQ-VAE of sound."""
+
+    batch_size: PositiveInt = 8
+    """Pieces a step, over all processes."""
+    clip_frames: Literal[1] = 1
+    """A tokenizer of sound sees no frames."""
+    crop_samples: PositiveInt = 4096
+    """Samples of a piece; must divide by those of a token."""
+
+
+class SoundSections(Config):
+    """What :mod:`worldvq.stages.sound` is told."""
+
+    sound: SoundTokenizerConfig = SoundTokenizerConfig()
+    sound_training: SoundTrainConfig = SoundTrainConfig()
+
+    @model_validator(mode="after")
+    def _pieces_divide_into_tokens(self) -> Self:
+        hop, length = self.sound.hop, self.sound_training.crop_samples
+        if length % hop:
+            raise ValueError(
+                f"sound_training.crop_samples {length} does not divide into tokens of {hop} samples (sound.strides): "
+                f"set it to {max(1, round(length / hop)) * hop}"
+            )
+        return self
+
+
 class EvaluateSections(Config):
     """What :mod:`worldvq.evaluation` is told."""
 
@@ -112,7 +141,13 @@ class EvaluateSections(Config):
 
 
 class ExperimentConfig(
-    EvaluateSections, SceneSections, PriorSections, DynamicsSections, TokenizerSections, RecordSections
+    EvaluateSections,
+    SoundSections,
+    SceneSections,
+    PriorSections,
+    DynamicsSections,
+    TokenizerSections,
+    RecordSections,
 ):
     """A whole road from an environment to an imagined video."""
 

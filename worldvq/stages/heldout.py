@@ -8,10 +8,12 @@ from typing import TypeVar
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.joined import JoinedSampler
 from worldvq.data.sharing import is_first_process
+from worldvq.data.sounds import Sounds
 from worldvq.data.tokens import TokenStore
 from worldvq.training.config import TrainConfig
 
 S = TypeVar("S", EpisodeStore, TokenStore)
+H = TypeVar("H", bound=EpisodeStore | TokenStore | Sounds)
 
 
 def heldout_batches(stores: Sequence[S], training: TrainConfig) -> JoinedSampler | None:
@@ -22,7 +24,7 @@ def heldout_batches(stores: Sequence[S], training: TrainConfig) -> JoinedSampler
     return JoinedSampler(held, "heldout", training.clip_frames, training.batch_size, training.seed)
 
 
-def with_heldout(stores: Sequence[S]) -> list[S]:
+def with_heldout(stores: Sequence[H]) -> list[H]:
     """Return the stores that hold episodes out; say which do not."""
     held = [store for store in stores if store.numbers("heldout")]
     for store in stores:

@@ -10,19 +10,17 @@ import hashlib
 import itertools
 import math
 import os
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from worldvq.config.env import IMAGES, EnvConfig
-from worldvq.data.episode_files import MAX_LABEL
 from worldvq.data.episodes import DatasetMeta, EpisodeStore
 from worldvq.data.formats.exported import counted
+from worldvq.data.formats.folders import Source, find_classes
 from worldvq.data.formats.videos import NO_ACTION
 from worldvq.errors import CorruptFileError, RunError, UsageError, plural
 from worldvq.files.differences import printable
@@ -36,13 +34,6 @@ GROUP, LEAST = 64, 3
 NAMED = 20
 """Of what cannot be read, how many files are named in the output; each episode's meta names all of its own."""
 _WAY_OUT = "import into another folder"
-
-
-class Source(NamedTuple):
-    """An image of the folder: where it lies below it, and how many bytes it has."""
-
-    path: str
-    num_bytes: int
 
 
 @dataclass(frozen=True)
@@ -98,7 +89,7 @@ def import_images(
     """
     EpisodeStore.refuse_strangers(out)
     check_unlocked(out)
-    classes = _scan(folder)
+    classes = find_classes(folder, "image", IMAGE_SUFFIXES)
     groups = make_groups(classes, heldout_every)
     digest = _digest(groups)
     _check_before(out, folder, digest)
@@ -129,49 +120,6 @@ def import_images(
 
 
 # ------------------------------------------------------------------------------------------------ which images
-
-
-def _scan(folder: Path) -> dict[str, list[Source]]:
-    """Find the images of every class."""
-    if not folder.is_dir():
-        raise UsageError(f"no such folder of images: {folder}")
-    left_out: Counter[str] = Counter()
-    classes: dict[str, list[Source]] = {}
-    for entry in _walk(folder, left_out):
-        path = Path(entry.path).relative_to(folder)
-        label = printable(path.parts[0])[:MAX_LABEL] if len(path.parts) > 1 else ""
-        classes.setdefault(label, []).append(Source(str(path), entry.stat().st_size))
-    count = sum(len(images) for images in classes.values())
-    rest = ", ".join(f"{what} {number:,}" for what, number in sorted(left_out.items()))
-    if not count:
-        raise UsageError(
-            f"{folder} holds no images: none of its files ends in {', '.join(IMAGE_SUFFIXES)}"
-            + (f" (left out: {rest})" if rest else "")
-        )
-    named = sum(bool(label) for label in classes)
-    of = f" of {named:,} class{'' if named == 1 else 'es'}" if named else ""
-    print(f"{plural(count, 'image')}{of} in {folder}" + (f" (left out: {rest})" if rest else ""), flush=True)
-    return dict(sorted(classes.items()))
-
-
-def _walk(folder: Path, left_out: Counter[str]) -> Iterator[os.DirEntry[str]]:
-    """Yield the images below a folder, in any order, and count what else is there."""
-    try:
-        entries = list(os.scandir(folder))
-    except OSError:
-        left_out["folders that cannot be listed"] += 1
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            left_out["hidden"] += 1
-        elif entry.is_symlink():
-            left_out["symbolic links"] += 1
-        elif entry.is_dir():
-            yield from _walk(Path(entry.path), left_out)
-        elif entry.is_file() and entry.name.lower().endswith(IMAGE_SUFFIXES):
-            yield entry
-        else:
-            left_out["other files"] += 1
 
 
 def make_groups(classes: dict[str, list[Source]], heldout_every: int) -> list[Group]:

@@ -1,0 +1,73 @@
+"""Training the VQ-VAE of sound: from samples to tokens, and back as any of its speakers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import worldvq
+from worldvq.data.sounds import CropSampler, Sounds, SoundStore
+from worldvq.models.losses import sound_loss
+from worldvq.models.sound import SoundTokenizer
+from worldvq.stages.experiment import ExperimentConfig, SoundSections, defaults
+from worldvq.stages.heldout import with_heldout
+from worldvq.training.fit import fit
+from worldvq.training.identity import begin_run
+from worldvq.training.processes import make_accelerator
+from worldvq.world.codec import SoundCodec
+
+
+def open_sounds(path: Path) -> Sounds:
+    """Open what sound is trained on: a store of sounds.
+
+    Raises:
+        UsageError: There is none.
+        CorruptFileError: It is damaged.
+    """
+    return SoundStore.open(path)
+
+
+def train_sound(
+    config: ExperimentConfig, data: Path, out: Path, trackers: Sequence[str] = (), device: str = "auto"
+) -> SoundCodec:
+    """Train the VQ-VAE of sound on sounds; resumes, or returns at once if it is done. ``out`` then holds the codec.
+
+    Every place of every sound of the training split is equally likely to begin a piece.
+
+    Raises:
+        UsageError: There are no sounds, ``out`` holds another run, or the device is not there.
+    """
+    sounds, training = open_sounds(data), config.sound_training
+    speakers = sorted({sounds.label(number) for number in sounds.numbers()})
+    main = make_accelerator(training.precision, device=device).is_main_process
+    trained = {sounds.label(number) for number in sounds.numbers("train")}
+    if main and (missing := [name for name in speakers if name not in trained]):
+        print(f"warning: every sound of {', '.join(missing)} is held out: nothing is learnt of it", flush=True)
+    torch.manual_seed(training.seed)
+    model = SoundTokenizer(config.sound, len(speakers))
+    pieces = (training.crop_samples, training.batch_size, training.seed, speakers)
+    batches = CropSampler(sounds, "train", *pieces)
+    heldout = CropSampler(sounds, "heldout", *pieces) if with_heldout([sounds]) else None
+    sections = config.sections(SoundSections)
+    inputs = {"rate": sounds.rate, "data": sounds.fingerprint(), "speakers": speakers}
+    fit(
+        model,
+        sound_loss,
+        batches,
+        training,
+        out,
+        summary=f"codec of sound, {sounds.rate / config.sound.hop:g} tokens a second of "
+        f"{config.sound.quantizer.num_codes} codes, {len(speakers)} speaker{'s' * (len(speakers) > 1)}",
+        heldout=heldout,
+        begin=functools.partial(begin_run, out, "sound", sections, inputs, defaults(SoundSections)),
+        trackers=trackers,
+        device=device,
+    )
+    meta = {"data": sounds.fingerprint(), "training": sections["sound_training"]}
+    codec = SoundCodec(model, sounds.rate, speakers, meta | {"versions": {"worldvq": worldvq.__version__}})
+    if main:
+        codec.save(out)
+    return codec
