@@ -114,13 +114,14 @@ class SoundCodec:
         write_together({folder / WEIGHTS: weights, folder / CODEC_FILE: seal(description)})
 
     @classmethod
-    def load(cls, folder: Path, device: str = "auto") -> SoundCodec:
+    def load(cls, folder: str | Path, device: str = "auto") -> SoundCodec:
         """Load what ``worldvq train sound`` or :meth:`save` left.
 
         Raises:
             UsageError: There is none here, or one of another format.
             CorruptFileError: A file is damaged.
         """
+        folder = Path(folder)
         path, weights = folder / CODEC_FILE, folder / WEIGHTS
         if not path.is_file():
             raise UsageError(
