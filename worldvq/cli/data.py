@@ -1,4 +1,4 @@
-"""``worldvq data info|verify|preview|merge|import|export``."""
+"""``worldvq data info|verify|preview|merge|import|speech|export``."""
 
 from __future__ import annotations
 
@@ -183,6 +183,26 @@ def import_sounds_command(
     from worldvq.data.formats.sounds import import_sounds
 
     with import_sounds(folder, out, rate=rate, heldout_every=heldout_every) as store:
+        print(f"{out}: {store.describe()}")
+
+
+@data_app.command("speech")
+def speech_command(
+    out: Annotated[Path, typer.Option(help="Folder of the store; an interrupted corpus is continued.")],
+    sentences: Annotated[int, typer.Option(min=1, max=100_000, help="How many there shall be.")] = 600,
+    rate: Annotated[int, typer.Option(min=1000, max=48_000, help="Samples a second.")] = 16_000,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the sentences.")] = 0,
+    heldout_every: Annotated[int, typer.Option(min=2, help="One sentence in so many is for evaluation only.")] = 10,
+) -> None:
+    """Make a corpus of speech: sentences of a small grammar, read by voices of festival, with their phones.
+
+    Needs the audio extra and the Debian packages festival, festvox-kallpc16k, festvox-kdlpc16k, festvox-us-slt-hts.
+
+    Example: worldvq data speech --out runs/speech/data
+    """
+    from worldvq.data.formats.speech import make_speech
+
+    with make_speech(out, sentences=sentences, rate=rate, seed=seed, heldout_every=heldout_every) as store:
         print(f"{out}: {store.describe()}")
 
 
