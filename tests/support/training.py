@@ -209,25 +209,32 @@ def train_image_prior(root: str, out: str, steps: int, kill_at: int | None = Non
     train_prior(config, [Path(root) / name for name in "ab"], Path(root) / "tokenizer", Path(out))
 
 
-def train_sound(root: str, out: str, steps: int, kill_at: int | None = None) -> None:
-    """Train a codec on the store ``sounds`` of a folder; if asked, die before the n-th batch."""
-    from worldvq.data.sounds import CropSampler
+def train_sound(root: str, out: str, steps: int, kill_at: int | None = None, codec: str | None = None) -> None:
+    """Train a codec on the store ``sounds`` of a folder, or the prior over codes of one; die before the n-th batch."""
+    from worldvq.data.sounds import CodeSampler, CropSampler
     from worldvq.stages.experiment import load_config
     from worldvq.stages.sound import train_sound as train
+    from worldvq.stages.sound_prior import train_sound_prior
 
-    read, count = CropSampler.batch, 0
+    sampler = CodeSampler if codec else CropSampler
+    read, count = sampler.batch, 0
 
-    def batch(self: CropSampler, *arguments: int) -> Any:
+    def batch(self: Any, *arguments: int) -> Any:
         nonlocal count
         if count == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         count += 1
         return read(self, *arguments)
 
-    CropSampler.batch = batch  # type: ignore[method-assign]
-    settings = [f"sound_training.steps={steps}", "sound_training.save_every=2", "sound_training.batch_size=4"]
-    config = load_config("tiny", ["sound.quantizer.kind=ema", "sound_training.log_every=1", *settings])
-    train(config, Path(root) / "sounds", Path(out))
+    sampler.batch = batch  # type: ignore[method-assign]
+    section = "sound_prior_training" if codec else "sound_training"
+    settings = {"steps": steps, "save_every": 2, "batch_size": 4, "log_every": 1}
+    changes = [f"{section}.{key}={value}" for key, value in settings.items()]
+    config = load_config("tiny", ["sound.quantizer.kind=ema", *changes])
+    if codec:
+        train_sound_prior(config, Path(codec), Path(root) / "sounds", Path(out))
+    else:
+        train(config, Path(root) / "sounds", Path(out))
 
 
 if __name__ == "__main__":  # by a launcher: as a command line ends, with one line and an exit code

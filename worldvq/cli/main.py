@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from worldvq import __version__
-from worldvq.cli import act, compression, config, data, dream, play, record, sample, scene, train
+from worldvq.cli import act, compression, config, data, dream, play, record, sample, scene, sound, train
 from worldvq.errors import DEBUG, StoppedError, WorldVQError
 from worldvq.training.signals import StopAtOnce
 
@@ -24,7 +24,7 @@ The road: record -> train tokenizer -> tokenize -> train dynamics -> imagine / e
 """
 INTERRUPTED = 130
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-for verbs in (record, train, dream, sample, scene, act, play, compression, data, config):
+for verbs in (record, train, dream, sample, scene, sound, act, play, compression, data, config):
     app.add_typer(verbs.app)
 
 

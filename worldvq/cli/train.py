@@ -1,4 +1,4 @@
-"""``worldvq train tokenizer|dynamics|prior|sound``, ``worldvq tokenize`` and ``worldvq reconstruct``."""
+"""``worldvq train tokenizer|dynamics|prior|sound|sound-prior``, ``worldvq tokenize`` and ``worldvq reconstruct``."""
 
 from __future__ import annotations
 
@@ -174,6 +174,45 @@ def train_sound_command(
     train_sound(settings, data or runs(config) / "data", folder, track or [], device)
     if is_first_process():
         print(f"codec of sound: {folder}")
+
+
+@train_app.command("sound-prior")
+def train_sound_prior_command(
+    overrides: Overrides = None,
+    config: ConfigOption = "maze",
+    codec: Annotated[Path | None, typer.Option(help="Trained codec of sound. Default: runs/CONFIG/sound.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Store of sounds. Default: runs/CONFIG/data.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder, where the prior goes too. Default: runs/CONFIG/sound_prior.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer updates in all; short for sound_prior_training.steps=N.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of all that is random; short for sound_prior_training.seed=N.")
+    ] = None,
+    device: DeviceOption = "auto",
+    track: TrackOption = None,
+) -> None:
+    """Train the prior over the codes of sounds, which draws sounds of a speaker that nobody has made.
+
+    Run again to resume. Works under `accelerate launch`.
+
+    Example: worldvq train sound-prior --codec runs/mine/sound --data runs/mine/data --out runs/mine/sound_prior
+    """
+    from worldvq.files.lock import check_unlocked
+
+    folder: Path = out or runs(config) / "sound_prior"
+    check_unlocked(folder, shared=True)  # by every process at once; before the seconds that the imports below take
+    from worldvq.data.sharing import is_first_process
+    from worldvq.stages.experiment import load_config
+    from worldvq.stages.sound_prior import train_sound_prior
+
+    settings = load_config(config, with_options(overrides or [], "sound_prior_training", steps, seed))
+    codec, data = codec or runs(config) / "sound", data or runs(config) / "data"
+    train_sound_prior(settings, codec, data, folder, track or [], device)
+    if is_first_process():
+        print(f"prior over codes of sound: {folder}")
 
 
 @app.command("tokenize")

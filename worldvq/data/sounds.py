@@ -6,7 +6,7 @@ speaker. What cuts pieces asks for no more than :class:`Sounds`, so other stores
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -28,7 +28,7 @@ from worldvq.data.episode_files import (
 )
 from worldvq.data.store import Split, Store
 from worldvq.errors import plural
-from worldvq.types import SoundCrops, samples_to_model
+from worldvq.types import SoundCrops, TokenImages, samples_to_model
 
 MIN_SAMPLES = 2
 
@@ -230,3 +230,40 @@ class CropSampler(ClipSampler):
             crop[: len(piece)] = piece
         speakers = torch.tensor([self._speakers[number] for number, _ in ids])
         return SoundCrops(samples_to_model(torch.from_numpy(crops)), speakers)
+
+
+class CodeSampler(CropSampler):
+    """Random pieces of the codes of sounds, by step: every place that can start a whole piece is equally likely."""
+
+    def __init__(
+        self,
+        sounds: Sounds,
+        tokens: Mapping[int, np.ndarray],
+        split: Split,
+        crop_tokens: int,
+        batch_size: int,
+        seed: int,
+        speakers: Sequence[str],
+    ) -> None:
+        """Fix what is drawn from.
+
+        Args:
+            sounds: See :class:`CropSampler`; likewise the rest.
+            tokens: The codes (n,) of every sound, n >= ``crop_tokens``.
+            split: Which sounds.
+            crop_tokens: Codes of a piece.
+            batch_size: Pieces of the global batch of a step.
+            seed: Of all that is drawn.
+            speakers: All that there are.
+        """
+        self._tokens = tokens
+        super().__init__(sounds, split, crop_tokens, batch_size, seed, speakers)
+
+    def _length(self, number: int) -> int:
+        return len(self._tokens[number])
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> TokenImages:  # type: ignore[override]
+        """Read this process's slice of the global batch of a step: tokens (B, 1, n) and speakers (B,)."""
+        ids = self.ids(step)[self._share(rank, world)].tolist()
+        pieces = np.stack([self._tokens[number][start : start + self.clip_frames] for number, start in ids])
+        return TokenImages(torch.from_numpy(pieces)[:, None], torch.tensor([self._speakers[n] for n, _ in ids]))

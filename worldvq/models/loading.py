@@ -64,6 +64,11 @@ def sound_tokenizer_size(config: SoundTokenizerConfig, num_speakers: int) -> int
     return encoder + ends + wavenet_size(config.decoder, 256, width) + 1000
 
 
+def sound_prior_size(config: WaveNetConfig, num_codes: int, num_speakers: int) -> int:
+    """Return an upper bound of the number of elements of a prior over the codes of a sound."""
+    return wavenet_size(config, num_codes, config.width) + num_speakers * config.width + 1000
+
+
 def wavenet_size(config: WaveNetConfig, num_codes: int, context_dim: int) -> int:
     """Return an upper bound of the number of elements of a WaveNet."""
     width, skip = config.width, config.skip_width

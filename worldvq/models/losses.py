@@ -93,6 +93,21 @@ def image_prior_loss(model: nn.Module, images: TokenImages) -> tuple[Tensor, dic
     return nats + FORECAST_WEIGHT * forecast, {"nats_per_token": nats.detach(), "forecast": forecast.detach()}
 
 
+def sound_prior_loss(model: nn.Module, pieces: TokenImages) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the codes of pieces of sounds, given those before them and the speaker.
+
+    Args:
+        model: A SoundPrior, possibly wrapped for distributed training.
+        pieces: Tokens (B, 1, n) and speakers (B,).
+
+    Returns:
+        The loss, and as a detached scalar ``nats_per_token``.
+    """
+    tokens = pieces.tokens[:, 0]
+    nats = _nats(model(tokens, pieces.labels), tokens).mean()
+    return nats, {"nats_per_token": nats.detach()}
+
+
 def dynamics_loss(model: nn.Module, clip: TokenClip) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of the next frame's tokens, plus reward and termination of the transition.
 

@@ -24,6 +24,7 @@ from worldvq.models.config import (
     SoundTokenizerConfig,
     TokenizerConfig,
     TokenizerLossConfig,
+    WaveNetConfig,
 )
 from worldvq.recording.config import RecordConfig
 from worldvq.training.config import TrainConfig
@@ -134,6 +135,24 @@ class SoundSections(Config):
         return self
 
 
+class SoundPriorTrainConfig(TrainConfig):
+    """A training run of the prior over codes of sound."""
+
+    batch_size: PositiveInt = 32
+    """Pieces a step, over all processes."""
+    clip_frames: Literal[1] = 1
+    """A prior over codes of sound sees no frames."""
+    crop_tokens: PositiveInt = 128
+    """Codes of a piece."""
+
+
+class SoundPriorSections(Config):
+    """What :mod:`worldvq.stages.sound_prior` is told."""
+
+    sound_prior: WaveNetConfig = WaveNetConfig()
+    sound_prior_training: SoundPriorTrainConfig = SoundPriorTrainConfig()
+
+
 class EvaluateSections(Config):
     """What :mod:`worldvq.evaluation` is told."""
 
@@ -142,6 +161,7 @@ class EvaluateSections(Config):
 
 class ExperimentConfig(
     EvaluateSections,
+    SoundPriorSections,
     SoundSections,
     SceneSections,
     PriorSections,

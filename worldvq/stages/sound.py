@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import worldvq
 from worldvq.data.sounds import CropSampler, Sounds, SoundStore
+from worldvq.files.differences import require_same
+from worldvq.media.pictures import save_png
+from worldvq.media.sound_writing import spectrogram_sheet
 from worldvq.models.losses import sound_loss
 from worldvq.models.sound import SoundTokenizer
 from worldvq.stages.experiment import ExperimentConfig, SoundSections, defaults
@@ -17,7 +21,10 @@ from worldvq.stages.heldout import with_heldout
 from worldvq.training.fit import fit
 from worldvq.training.identity import begin_run
 from worldvq.training.processes import make_accelerator
+from worldvq.types import samples_from_model
 from worldvq.world.codec import SoundCodec
+
+PICTURE_ROWS = 3
 
 
 def open_sounds(path: Path) -> Sounds:
@@ -28,6 +35,23 @@ def open_sounds(path: Path) -> Sounds:
         CorruptFileError: It is damaged.
     """
     return SoundStore.open(path)
+
+
+def open_codec(codec: Path, data: Path, device: str) -> tuple[SoundCodec, Sounds]:
+    """Open a trained codec and sounds that it takes.
+
+    Raises:
+        UsageError: One of them is not there, or the sounds are of another rate.
+    """
+    model, sounds = SoundCodec.load(codec, device), open_sounds(data)
+    require_same(
+        {"rate": sounds.rate},
+        {"rate": model.rate},
+        ("the sounds have", "the codec expects"),
+        f"{data} does not fit {codec}",
+        "take the sounds that it was trained on, or import them at its rate",
+    )
+    return model, sounds
 
 
 def train_sound(
@@ -62,6 +86,7 @@ def train_sound(
         summary=f"codec of sound, {sounds.rate / config.sound.hop:g} tokens a second of "
         f"{config.sound.quantizer.num_codes} codes, {len(speakers)} speaker{'s' * (len(speakers) > 1)}",
         heldout=heldout,
+        picture=_drawn_again(heldout, sounds.rate, speakers, out) if heldout else None,
         begin=functools.partial(begin_run, out, "sound", sections, inputs, defaults(SoundSections)),
         trackers=trackers,
         device=device,
@@ -71,3 +96,23 @@ def train_sound(
     if main:
         codec.save(out)
     return codec
+
+
+def _drawn_again(
+    heldout: CropSampler, rate: int, speakers: Sequence[str], out: Path
+) -> Callable[[torch.nn.Module, int], np.ndarray]:
+    """Return the picture of a run: spectrograms of held-out pieces beside those of what is drawn from their codes."""
+    crops = heldout.batch(0)
+    real = samples_from_model(crops.waveforms[:PICTURE_ROWS]).numpy()
+    numbers = crops.speakers[:PICTURE_ROWS]
+
+    def picture(model: torch.nn.Module, step: int) -> np.ndarray:
+        assert isinstance(model, SoundTokenizer)
+        codec = SoundCodec(model, rate, speakers, {})
+        again = codec.decode(codec.encode(real), numbers)
+        rows = [(speakers[int(n)], [a, b]) for n, a, b in zip(numbers.tolist(), real, again, strict=True)]
+        drawn = spectrogram_sheet(["real", "from its codes"], rows, rate)
+        save_png(out / "pictures" / f"{step:08d}.png", drawn)
+        return drawn
+
+    return picture
