@@ -1,4 +1,4 @@
-"""The codec of sound: what is saved is what is loaded, rows are their own, and what is damaged is refused."""
+"""The codec of sound and the prior over its codes: what is saved is loaded, rows are their own, damage is refused."""
 
 import json
 
@@ -13,11 +13,13 @@ from worldvq.files.reading import read_sealed, seal
 from worldvq.models.config import SamplingConfig
 from worldvq.models.sampling import draw_noise, sequential
 from worldvq.models.sound import SoundTokenizer
+from worldvq.models.sound_prior import SoundPrior
 from worldvq.nn.mulaw import expand
 from worldvq.nn.noise import stream_keys
 from worldvq.stages.experiment import load_config
 from worldvq.world import codec as module
 from worldvq.world.codec import SoundCodec
+from worldvq.world.sound_model import SoundModel
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +94,46 @@ def test_what_is_damaged_is_refused_in_one_line(codec, tmp_path, wreck, error, w
     with pytest.raises(error, match=words) as caught:
         SoundCodec.load(tmp_path, "cpu")
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def drawing(codec):
+    prior = SoundPrior(load_config("tiny").sound_prior, 32, 2)
+    for parameter in prior.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return SoundModel(codec, prior, {})
+
+
+def test_a_sample_depends_on_its_speaker_and_its_place_alone(drawing, tmp_path):
+    drawing.save(tmp_path)
+    loaded = SoundModel.load(tmp_path, "cpu")
+    tokens, sound = drawing.sample(np.array([0, 1, 1]), 0.04)
+    assert tokens.shape == (3, 5) and sound.shape == (3, 320)
+    again, two = loaded.sample(np.array([0, 1]), 0.04)
+    assert torch.equal(again, tokens[:2])
+    np.testing.assert_array_equal(two, sound[:2])
+    assert (tokens[1] != tokens[2]).any()
+    with torch.no_grad():
+        said = drawing.prior(tokens[:1].expand(2, -1), torch.tensor([0, 1]))
+    assert (said[0] - said[1]).abs().max() > 0.01  # who speaks is looked at
+
+
+def test_codes_are_drawn_as_the_prior_says(drawing):
+    """Of many rows the first two codes are as frequent as the pass over whole rows says that they are."""
+    count = 4000
+    rows = drawing.prior.draw(torch.zeros(count, dtype=torch.int64), 2, 0, np.arange(count), SamplingConfig())
+    with torch.no_grad():
+        first = drawing.prior(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))[0, 0].softmax(-1)
+    found = torch.bincount(rows[:, 0], minlength=32) / count
+    assert (found - first).abs().max() < 5 * (0.25 / count) ** 0.5
+
+
+def test_a_prior_beside_another_codec_is_refused(drawing, tmp_path):
+    drawing.save(tmp_path)
+    other = SoundTokenizer(load_config("tiny").sound, 2)
+    SoundCodec(other, 8000, ["a", "b"], {}).save(tmp_path)
+    with pytest.raises(CorruptFileError, match="or the codec beside it is damaged"):
+        SoundModel.load(tmp_path, "cpu")
+    (tmp_path / "sound_prior.json").unlink()
+    with pytest.raises(UsageError, match="no prior over codes of sound"):
+        SoundModel.load(tmp_path, "cpu")

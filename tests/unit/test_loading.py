@@ -23,10 +23,12 @@ from worldvq.models.loading import (
     dynamics_size,
     image_prior_size,
     load_checked,
+    sound_prior_size,
     sound_tokenizer_size,
     tokenizer_size,
 )
 from worldvq.models.sound import SoundTokenizer
+from worldvq.models.sound_prior import SoundPrior
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
 from worldvq.stages.experiment import load_config
@@ -118,6 +120,8 @@ def test_the_bound_of_an_image_prior_holds(config, grid, num_codes, num_classes)
 def test_the_bound_of_a_tokenizer_of_sound_holds(config, num_speakers):
     made = elements(lambda: SoundTokenizer(config, num_speakers))
     assert made <= sound_tokenizer_size(config, num_speakers)
+    shape = (config.decoder, config.quantizer.num_codes, num_speakers)
+    assert elements(lambda: SoundPrior(*shape)) <= sound_prior_size(*shape)
 
 
 def builder(make, built):
