@@ -113,6 +113,14 @@ def test_every_place_is_equally_likely(store):
         assert abs(drawn[number] / 2000 - share) < 5 * (share * (1 - share) / 2000) ** 0.5
 
 
+def test_no_more_files_are_mapped_than_may_be(store, monkeypatch):
+    monkeypatch.setattr("worldvq.data.sounds.MAX_MAPPED", 3)
+    fresh = SoundStore.open(store.path)
+    for number in [*store.numbers(), *store.numbers()]:
+        np.testing.assert_array_equal(fresh.samples(number), store.samples(number))
+        assert len(fresh._mapped) <= 3
+
+
 def test_what_was_changed_is_named(tmp_path):
     store = write_sounds(tmp_path / "store")
     assert isinstance(open_store(store.path), SoundStore) and info(store.path).row_count == 3

@@ -26,6 +26,7 @@ from worldvq.data.episode_files import (
     map_file,
     write_listed,
 )
+from worldvq.data.episodes import MAX_MAPPED
 from worldvq.data.store import Split, Store
 from worldvq.errors import plural
 from worldvq.types import SoundCrops, TokenImages, samples_to_model
@@ -113,7 +114,8 @@ class SoundStore(Store[SoundMeta]):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._mapped: dict[int, MappedSound] = {}
+        self._mapped: dict[int, MappedSound] = {}  # in the order in which they were mapped
+        self._hashed: set[int] = set()
 
     @property
     def rate(self) -> int:
@@ -154,8 +156,13 @@ class SoundStore(Store[SoundMeta]):
         if number not in self._mapped:
             entry = self.entry(number)
             mapped = self._map(entry)
-            check_hash(self.path / entry.file, entry.sha256)
+            if number not in self._hashed:
+                check_hash(self.path / entry.file, entry.sha256)
+                self._hashed.add(number)
             self._mapped[number] = mapped
+            if len(self._mapped) > MAX_MAPPED:
+                del self._mapped[next(iter(self._mapped))]
+            return mapped
         return self._mapped[number]
 
     def commit(self, number: int, samples: np.ndarray, meta: dict[str, Any]) -> IndexEntry:
