@@ -23,6 +23,7 @@ def test_every_built_in_config_is_listed_with_a_sentence():
         "imagenet128",
         "maze",
         "maze_hour",
+        "speech",
         "tiny",
     ]
     assert all(len(line.split()) > 5 and line.endswith(".") for line in lines)
