@@ -1,7 +1,8 @@
 """The records that flow between recording, training and imagination.
 
 The alignment, stated once: ``actions[t]`` is what turns ``frames[t]`` into ``frames[t + 1]``, and
-``rewards[t]`` is what that transition paid. An episode of T actions has T + 1 frames.
+``rewards[t]`` is what that transition paid. An episode of T actions has T + 1 frames. Where sound was recorded,
+``sounds[t]`` is what is heard between ``frames[t]`` and ``frames[t + 1]``: always the same number of samples.
 
 Outside a model frames are uint8 and channel-last. Inside they are float in [-1, 1] and
 channel-first; :func:`frames_to_model` and :func:`frames_from_model` are the only converters.
@@ -134,6 +135,8 @@ class Episode:
         interrupted: Recording stopped here; the environment had not ended the episode.
         seed: Seed given to ``reset``.
         meta: JSON values that describe the episode.
+        sounds: (T, S) int16, one channel; ``sounds[t]`` is heard between ``frames[t]`` and ``frames[t + 1]``, so it
+            belongs to ``actions[t]``. None where none was recorded.
     """
 
     frames: np.ndarray
@@ -144,6 +147,7 @@ class Episode:
     interrupted: bool = False
     seed: int = 0
     meta: dict[str, Any] = field(default_factory=dict)
+    sounds: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Check shapes and dtypes; an episode that exists is a valid one."""
@@ -159,6 +163,12 @@ class Episode:
             )
         if self.rewards.dtype != np.float32:
             raise ValueError(f"rewards must be float32, got {self.rewards.dtype}")
+        if self.sounds is not None and (
+            self.sounds.dtype != np.int16 or self.sounds.ndim != 2 or len(self.sounds) != steps
+        ):
+            raise ValueError(
+                f"sounds must be int16 ({steps}, S), a row an action, got {self.sounds.dtype}{list(self.sounds.shape)}"
+            )
         if self.terminated + self.truncated + self.interrupted > 1:
             raise ValueError("an episode ends in one way: terminated, truncated or interrupted")
 

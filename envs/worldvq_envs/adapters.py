@@ -17,12 +17,13 @@ import gymnasium
 import numpy as np
 
 from worldvq.config.code import import_module, import_named
-from worldvq.config.env import EnvConfig
+from worldvq.config.env import EnvConfig, SoundFormat
 from worldvq.errors import UsageError, did_you_mean
 from worldvq_envs.actions import Actions, names_of, short_space
 from worldvq_envs.families import Family, find_family
 from worldvq_envs.fitting import cropped_size, fit_frame
 from worldvq_envs.images import Picture, pictures_in
+from worldvq_envs.sounds import Ears, rate_of
 
 _FINAL_OBSERVATION = ("final_obs", "final_observation")
 """Where environments that reset themselves in the step that ends an episode put what that step showed."""
@@ -45,6 +46,10 @@ class FrameStream:
         last_observation: The raw observation behind the last frame, for agents that were trained on it.
         has_frame: False when the environment ended without showing a frame, as ViZDoom does. The frame
             returned then repeats the one before, and a recorder drops this transition.
+        sound_format: Rate and samples of what is heard in a step, None where ``env.audio_key`` names nothing.
+        sound: (S,) int16, what was heard in the last step: between the frame before it and the one it returned, over
+            all repeats of its action, and silence after the episode's end. None without a ``sound_format``, and before
+            the first step.
     """
 
     def __init__(
@@ -68,6 +73,9 @@ class FrameStream:
             )
         self.last_observation: Any = None
         self.has_frame = True
+        self.sound_format: SoundFormat | None = None
+        self.sound: np.ndarray | None = None
+        self._ears = Ears(config.audio_key) if config.audio_key is not None else None
         self._picture: Picture = picture  # type: ignore[assignment] (_render sets it where there is none)
         self._family = family
         self._repeat = repeat
@@ -111,20 +119,22 @@ class FrameStream:
             FloatingPointError: The reward is not finite.
         """
         env_action = self._actions.to_env(action)
-        total, terminated, truncated, observation, info = 0.0, False, False, None, {}
+        total, terminated, truncated, observation, info, heard = 0.0, False, False, None, {}, []
         for _ in range(self._repeat):
             observation, reward, terminated, truncated, info = _checked_step(self.env.step(env_action))
             total += reward
+            if self._ears is not None:
+                heard.append(self._ears(_last_seen(observation, terminated or truncated, info), info))
             if terminated or truncated:
                 break
+        if self.sound_format is not None:
+            self.sound = np.zeros(self.sound_format.samples, np.int16)
+            self.sound[: sum(map(len, heard))] = np.concatenate(heard)
         self._num_steps += 1
         if not terminated and self._num_steps == self.limit:
             truncated = True
-        if (terminated or truncated) and (final := next((key for key in _FINAL_OBSERVATION if key in info), None)):
-            # It has reset itself already: what it returned belongs to the next episode, what ended this one is here.
-            frame = self._see(info[final], shown=self._observes)
-        else:
-            frame = self._see(observation)
+        last = _last_seen(observation, terminated or truncated, info)
+        frame = self._see(last, shown=last is observation or self._observes)
         return frame, total, terminated and not truncated, truncated
 
     def to_env_action(self, action: Any) -> Any:
@@ -145,6 +155,9 @@ class FrameStream:
         lines = [f"{self._picture.describe()}, stored as {out_height}x{out_width}"]
         if self.limit and not self.config.max_steps:
             lines.append(f"it sets no limit: episodes are cut after {self.limit:,} steps (env.max_steps)")
+        if self.sound_format is not None:
+            rate, samples = self.sound_format.rate, self.sound_format.samples
+            lines.append(f"sound '{self.config.audio_key}', {rate:,} samples/s in one channel, {samples:,} a step")
         ratio = width / height * out_height / out_width
         if not 0.9 < ratio < 1.1 and self.config.fit == "squash":
             lines.append(f"{height}x{width} is squashed to {out_height}x{out_width}: env.fit=pad or crop keeps shapes")
@@ -221,6 +234,23 @@ class FrameStream:
             if terminated or truncated:
                 return
 
+    def listen(self) -> None:
+        """Take one step of an episode of its own, to know how much is heard in each.
+
+        Raises:
+            UsageError: Nothing is heard under ``env.audio_key``, or nobody says at which rate.
+        """
+        assert self._ears is not None
+        rate = rate_of(self.config.audio_rate, self._family.audio_rate(self.env), self.config.id)
+        self.env.action_space.seed(_LOOK_SEED)
+        try:
+            self._reset(_LOOK_SEED)
+            observation, _, _, _, info = _checked_step(self.env.step(self.env.action_space.sample()))
+            samples = len(self._ears(observation, info))
+        except ValueError as error:
+            raise UsageError(f"'{self.config.id}' cannot be recorded: {_line(error)}") from None
+        self.sound_format = SoundFormat(rate=rate, samples=samples * self._repeat)
+
     def _see(self, observation: Any, shown: bool = True) -> np.ndarray:
         """Return the frame of an observation, or the last one where it is not ``shown``."""
         self.last_observation = observation
@@ -228,6 +258,12 @@ class FrameStream:
         if self.has_frame:
             self._frame = fit_frame(self._picture(observation), self.config)
         return self._frame
+
+
+def _last_seen(observation: Any, over: bool, info: Mapping[str, Any]) -> Any:
+    """Return the observation of a step: where it has reset itself already, what it returned is the next episode's."""
+    final = next((key for key in _FINAL_OBSERVATION if over and key in info), None)
+    return observation if final is None else info[final]
 
 
 def _checked_step(result: Any) -> tuple[Any, float, bool, bool, Mapping[str, Any]]:
@@ -266,10 +302,17 @@ def make_stream(config: EnvConfig) -> FrameStream:
         picture = _find_picture(env, config, family) if config.source != "render" else None
         chosen = picture is not None and (config.source or config.observation_key or not _renders(env))
         rendering = None if chosen else lambda: _make_rendering(env, config, kwargs)
-        return FrameStream(env, config, picture, family, repeat, rendering)
+        stream = FrameStream(env, config, picture, family, repeat, rendering)
     except BaseException:
         env.close()
         raise
+    if config.audio_key is not None:
+        try:
+            stream.listen()
+        except BaseException:
+            stream.close()
+            raise
+    return stream
 
 
 def _make(config: EnvConfig, kwargs: dict[str, Any]) -> gymnasium.Env:

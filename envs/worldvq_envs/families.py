@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import sys
@@ -64,9 +65,29 @@ class Family:
         """Return the names of its actions where no convention gives them, or ()."""
         return ()
 
+    def audio_rate(self, env: gymnasium.Env) -> Any:
+        """Return how many samples of sound a second there are, None where nobody says."""
+        return env.unwrapped.metadata.get("audio_rate")
+
     def has_frame(self, env: gymnasium.Env) -> bool:
         """Say whether the observation just made shows the environment."""
         return True
+
+
+_RATES = 11_025, 22_050, 44_100
+"""Of ViZDoom's sound."""
+
+
+def _require_openal() -> None:
+    """Refuse to record silence where ViZDoom would find no OpenAL."""
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libopenal.so.1")
+        except OSError:
+            raise UsageError(
+                "env.audio_key: ViZDoom's sound needs OpenAL, without which all is silent: install libopenal1 (apt), "
+                "openal-soft (dnf, conda), or leave env.audio_key out"
+            ) from None
 
 
 class _VizDoom(Family):
@@ -76,6 +97,8 @@ class _VizDoom(Family):
     - Its own ``frame_skip`` adds the rewards up and renders only the last frame: four times faster than four steps.
     - The observation after the last step of an episode is all zeros.
     - It creates ``_vizdoom/`` and ``_vizdoom.ini`` in the working directory.
+    - Its sound comes through OpenAL, without a sound card; where that library is missing all is silent, and it says so
+      nowhere. With effects (``snd_efx``) an assertion in OpenAL 1.19 ends the engine.
     """
 
     def kwargs(self, config: EnvConfig) -> tuple[dict[str, Any], int]:
@@ -88,6 +111,14 @@ class _VizDoom(Family):
         if "frame_skip" in kwargs and config.frame_skip != 1:
             raise UsageError("env.frame_skip and env.kwargs.frame_skip are both set; for ViZDoom they are the same")
         kwargs.setdefault("frame_skip", config.frame_skip)
+        if config.audio_key is not None:
+            _require_openal()
+            kwargs.setdefault("audio_buffer_enabled", True)
+            if config.audio_rate not in (None, *_RATES):
+                makes = ", ".join(map(str, _RATES))
+                raise UsageError(f"env.audio_rate {config.audio_rate}: ViZDoom makes {makes} samples a second")
+            kwargs["audio_sampling_rate"] = f"SR_{config.audio_rate or _RATES[0]}"
+            kwargs["game_args"] = f"{kwargs.get('game_args', '')} +snd_efx 0".strip()
         for name, value in kwargs.items():  # the engine starts in another directory: see FrameStream.reset
             if isinstance(value, str) and name.endswith(("_path", "_file")) and Path(value).exists():
                 kwargs[name] = str(Path(value).resolve())
@@ -101,6 +132,9 @@ class _VizDoom(Family):
             return (*binary, *deltas)
         chosen = [[name for name, down in zip(binary, row, strict=True) if down] for row in game.button_map]
         return tuple("+".join(names) or "NOOP" for names in chosen)
+
+    def audio_rate(self, env: gymnasium.Env) -> Any:
+        return env.unwrapped.game.get_audio_sampling_rate()  # type: ignore[attr-defined]
 
     def has_frame(self, env: gymnasium.Env) -> bool:
         return env.unwrapped.state is not None  # type: ignore[attr-defined]

@@ -25,7 +25,12 @@ def make_meta(kind: str = "discrete", size: tuple[int, int] = (6, 8), **changes:
 
 
 def make_episode(
-    seed: int = 0, steps: int = 20, kind: str = "discrete", size: tuple[int, int] = (6, 8), **ending: bool
+    seed: int = 0,
+    steps: int = 20,
+    kind: str = "discrete",
+    size: tuple[int, int] = (6, 8),
+    samples: int | None = None,
+    **ending: bool,
 ) -> Episode:
     rng, space = np.random.default_rng(seed), SPACES[kind]
     actions = rng.integers(0, 2, (steps, *space.shape)) if kind != "box" else rng.normal(size=(steps, 2))
@@ -35,6 +40,7 @@ def make_episode(
         rewards=rng.normal(size=steps).astype(np.float32),
         seed=seed,
         meta={"level": seed, "name": "ä"},
+        sounds=None if samples is None else rng.integers(-(2**15), 2**15, (steps, samples), np.int16),
         **({"terminated": False, "truncated": True} | ending),
     )
 
@@ -76,5 +82,8 @@ def assert_same(one: Episode, other: Episode) -> None:
         a, b = getattr(one, name), getattr(other, name)
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
+    assert (one.sounds is None) == (other.sounds is None)
+    if one.sounds is not None:
+        np.testing.assert_array_equal(one.sounds, other.sounds)
     for name in ("terminated", "truncated", "interrupted", "seed", "meta"):
         assert getattr(one, name) == getattr(other, name)

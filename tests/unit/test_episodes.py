@@ -22,7 +22,7 @@ from safetensors import safe_open
 from support import programs
 from support.episodes import SPACES, assert_same, fill, make_episode, make_meta
 
-from worldvq.config.env import EnvConfig
+from worldvq.config.env import EnvConfig, SoundFormat
 from worldvq.data import compression
 from worldvq.data.episodes import EpisodeStore, write_episode
 from worldvq.errors import CorruptFileError, RunError, UsageError
@@ -36,13 +36,15 @@ from worldvq.types import Episode
     steps=st.integers(1, 40),
     compress=st.sampled_from(["none", "zstd"]),
     end=st.sampled_from(["terminated", "truncated", "interrupted"]),
+    samples=st.none() | st.integers(1, 50),
     seed=st.integers(0, 2**40),
 )
-def test_what_is_written_is_read_back(tmp_path_factory, kind, size, steps, compress, end, seed):
+def test_what_is_written_is_read_back(tmp_path_factory, kind, size, steps, compress, end, samples, seed):
     folder = tmp_path_factory.mktemp("store")
     endings = {"terminated": False, "truncated": False} | {end: True}
-    episode = make_episode(seed, steps, kind, size, **endings)
-    with EpisodeStore.create(folder, make_meta(kind, size, compression=compress)) as store:
+    episode = make_episode(seed, steps, kind, size, samples, **endings)
+    sound = samples and SoundFormat(rate=1000, samples=samples)
+    with EpisodeStore.create(folder, make_meta(kind, size, compression=compress, sound=sound)) as store:
         entry = store.commit(7, episode)
         assert_same(store.read(7), episode)
     store = EpisodeStore.open(folder)
@@ -53,6 +55,33 @@ def test_what_is_written_is_read_back(tmp_path_factory, kind, size, steps, compr
     assert entry.episode_return == pytest.approx(float(episode.rewards.sum()), abs=1e-4)
     assert store.verify() == []
     shutil.rmtree(folder)
+
+
+def test_a_dataset_without_sound_does_not_mention_it(tmp_path):
+    fill(tmp_path / "d", 1)
+    text = (tmp_path / "d" / "dataset.json").read_text()
+    assert "sound" not in text and "audio" not in text
+    sound = SoundFormat(rate=1000, samples=8)
+    env = EnvConfig(audio_key="ear")
+    EpisodeStore.create(tmp_path / "heard", make_meta(sound=sound).model_copy(update={"env": env})).close()
+    meta = EpisodeStore.open(tmp_path / "heard").meta
+    assert (meta.sound, meta.env.audio_key, meta.env.audio_rate) == (sound, "ear", None)
+
+
+def test_sound_that_does_not_fit_is_refused_and_changed_sound_is_found(tmp_path):
+    with EpisodeStore.create(tmp_path / "d", make_meta(sound=SoundFormat(rate=1000, samples=8))) as store:
+        for samples, words in ((None, "no sound"), (9, "9 samples of sound a step")):
+            with pytest.raises(UsageError, match=f"holds 8 samples of sound a step, episode 0 {words}"):
+                store.commit(0, make_episode(samples=samples))
+        entry = store.commit(0, make_episode(samples=8))
+    path = tmp_path / "d" / entry.file
+    data = path.read_bytes()
+    samples = make_episode(samples=8).sounds.tobytes()
+    place = data.index(samples)
+    path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    assert EpisodeStore.open(tmp_path / "d").verify() == [
+        f"{path}: its hash is not the one in the index; the file has changed"
+    ]
 
 
 def test_an_episode_has_a_label_or_that_of_its_environment(tmp_path):

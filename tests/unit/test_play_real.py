@@ -123,6 +123,7 @@ class Drifting:
 
     action_space = ActionSpace("discrete", (2,))
     has_frame = True
+    sound = None
 
     def __init__(self):
         self.resets = self.steps = 0

@@ -73,6 +73,7 @@ class LastUnseen:
 
     action_space = ActionSpace("discrete", (9,))
     last_observation = None
+    sound_format = sound = None
 
     def __init__(self, length: int):
         self.length = length

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support.fault_tools import is_running, wait_until
 from support.toy_env import ID, SIZE
 
-from worldvq.config.env import EnvConfig
+from worldvq.config.env import EnvConfig, SoundFormat
 from worldvq.data.episode_files import IndexEntry
 from worldvq.recording import janitor
 from worldvq.recording.config import RecordConfig
@@ -31,28 +31,29 @@ SPACES = [
 ]
 
 
-def spooled(path, space, frames, actions, rewards, ending=Ending.NONE):
+def spooled(path, space, frames, actions, rewards, ending=Ending.NONE, sounds=None):
     spool = Spool(path)
-    spool.set_layout(space, frames.shape[1:3])
+    spool.set_layout(space, frames.shape[1:3], None if sounds is None else SoundFormat(rate=1, samples=sounds.shape[1]))
     spool.begin(7, 3, 11, Phase.RESETTING)
     spool.add(frames[0])
     spool.set_phase(Phase.STEPPING)
-    for frame, action, reward in zip(frames[1:], actions, rewards, strict=True):
-        spool.add(frame, action, reward)
+    for step, (frame, action, reward) in enumerate(zip(frames[1:], actions, rewards, strict=True)):
+        spool.add(frame, action, reward, None if sounds is None else sounds[step])
     if ending:
         spool.set_phase(Phase.WRITING, ending)
     return spool
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(SPACES), st.integers(0, 6), st.integers(0, 10_000), st.integers(0, 2**32 - 1))
-def test_what_is_cut_off_anywhere_is_the_episode_up_to_there(tmp_path_factory, space, steps, cut, seed):
+@given(st.sampled_from(SPACES), st.integers(0, 6), st.integers(0, 10_000), st.booleans(), st.integers(0, 2**32 - 1))
+def test_what_is_cut_off_anywhere_is_the_episode_up_to_there(tmp_path_factory, space, steps, cut, heard, seed):
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 256, (steps + 1, 3, 2, 3), dtype=np.uint8)
     actions = rng.integers(0, 2, (steps, *space.shape)).astype(space.dtype)
     rewards = rng.normal(size=steps).astype(np.float32)
+    sounds = rng.integers(-(2**15), 2**15, (steps, 5), dtype=np.int16) if heard else None
     path = tmp_path_factory.mktemp("spool") / "spool"
-    spool = spooled(path, space, frames, actions, rewards)
+    spool = spooled(path, space, frames, actions, rewards, sounds=sounds)
     header, size = spool.header(), path.stat().st_size
     record = (size - 32) // (steps + 1)
     assert (header.sequence, header.number, header.seed, header.phase) == (7, 3, 11, Phase.STEPPING)
@@ -68,6 +69,9 @@ def test_what_is_cut_off_anywhere_is_the_episode_up_to_there(tmp_path_factory, s
     np.testing.assert_array_equal(episode.actions, actions[: whole - 1])
     np.testing.assert_array_equal(episode.rewards, rewards[: whole - 1])
     assert episode.actions.dtype == space.dtype
+    assert (episode.sounds is None) == (sounds is None)
+    if sounds is not None:
+        np.testing.assert_array_equal(episode.sounds, sounds[: whole - 1])
 
 
 def test_an_episode_that_was_over_is_not_taken_for_interrupted(tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from worldvq.config.fields import Config, FrameSize, NonNegativeInt, PositiveInt
 from worldvq.errors import UsageError
@@ -11,6 +13,20 @@ from worldvq.errors import UsageError
 VIDEOS, IMAGES = "videos:", "images:"
 IMPORTED = (VIDEOS, IMAGES)
 """What the id of a dataset begins with that was imported from videos or images: nobody can play it."""
+
+
+class SoundFormat(Config):
+    """How a dataset holds the sound of its steps: one channel, as many samples each step."""
+
+    rate: Annotated[int, Field(gt=0, le=768_000)]
+    """Samples a second."""
+    samples: Annotated[int, Field(gt=0, le=2**20)]
+    """Samples of a step: what is heard between a frame and the next one."""
+
+    @property
+    def steps_per_second(self) -> float:
+        """Frames a second at which picture and sound go together."""
+        return self.rate / self.samples
 
 
 class EnvConfig(Config):
@@ -29,6 +45,12 @@ class EnvConfig(Config):
     """What is recorded: the image in the observation, or what ``render()`` gives; ``null`` prefers the first."""
     wrappers: tuple[str, ...] = ()
     """Gymnasium wrappers, each ``module:Name`` or ``./file.py:Name``, put around the environment in this order."""
+    audio_key: str | None = None
+    """Key of the sound of a step, in the observation or in ``info``, dotted where it lies deeper (ViZDoom's is
+    ``audio``); ``null`` records no sound."""
+    audio_rate: Annotated[int, Field(gt=0, le=768_000)] | None = None
+    """Samples a second of that sound; ``null`` takes what the environment's ``metadata["audio_rate"]`` says, and of
+    ViZDoom, which makes 11025, 22050 or 44100, the first."""
     action_names: tuple[str, ...] = ()
     """Names of the actions, or of the factors of an action; empty takes those that the environment has."""
     crop: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None

@@ -2,6 +2,7 @@
 
 Frames are memory-mapped and copied straight into a batch; with ``compression: zstd`` they are kept in
 chunks of 16 frames (see :mod:`worldvq.data.compression`) of which only those that a window touches are decoded.
+Sound, where it was recorded, is memory-mapped beside them and never compressed.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import field_validator
+from pydantic import SerializerFunctionWrapHandler, field_validator, model_serializer
 
-from worldvq.config.env import EnvConfig
+from worldvq.config.env import EnvConfig, SoundFormat
 from worldvq.config.fields import NonNegativeInt, PositiveInt, Side
 from worldvq.data.compression import check_chunks, check_decodes, decode_frames, encode_frames, require_zstandard
 from worldvq.data.episode_files import (
@@ -55,6 +56,15 @@ class DatasetMeta(Record):
     heldout_every: PositiveInt = 10
     compression: Literal["none", "zstd"] = "none"
     versions: dict[str, str] = {}
+    sound: SoundFormat | None = None
+    """What is heard in a step; None in a dataset without sound, whose description does not mention it."""
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_heard(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data = write(self)
+        silent = [name for name in ("audio_key", "audio_rate") if getattr(self.env, name) is None]
+        data["env"] = {key: value for key, value in data["env"].items() if key not in silent}
+        return {key: value for key, value in data.items() if key != "sound" or value is not None}
 
     def moved(self, other: DatasetMeta) -> DatasetMeta | None:
         """Return this with the split of another, or None where it has the same."""
@@ -73,11 +83,15 @@ class DatasetMeta(Record):
 
 @dataclass(frozen=True)
 class MappedEpisode:
-    """An episode's arrays as they lie in the file; ``frames`` is None where they are compressed."""
+    """An episode's arrays as they lie in the file; ``frames`` is None where they are compressed.
+
+    ``sounds`` is None where there are none.
+    """
 
     frames: np.ndarray | None
     actions: np.ndarray
     rewards: np.ndarray
+    sounds: np.ndarray | None
     file: SafetensorsFile
     meta: dict[str, Any]
 
@@ -90,6 +104,8 @@ def write_episode(folder: str | Path, number: int, episode: Episode, compression
         RunError: The disk is full or a reward is not finite; nothing is left behind.
     """
     tensors = {"actions": episode.actions, "rewards": episode.rewards}
+    if episode.sounds is not None:
+        tensors["sounds"] = episode.sounds
     frames = encode_frames(episode.frames) if compression == "zstd" else {"frames": episode.frames}
     return write_tensors(Path(folder), number, tensors | frames, episode)
 
@@ -160,6 +176,11 @@ class EpisodeStore(Store[DatasetMeta]):
             )
         if problem := _action_problem(space, episode.actions):
             raise UsageError(f"episode {number}: {problem}")
+        held, got = self.meta.sound and self.meta.sound.samples, episode.sounds
+        if held != (None if got is None else got.shape[1]):
+            raise UsageError(
+                f"{self.path} holds {_heard(held)}, episode {number} {_heard(None if got is None else got.shape[1])}"
+            )
         return self.append(write_episode(self.path, number, episode, self.meta.compression))
 
     def read(self, number: int) -> Episode:
@@ -179,6 +200,7 @@ class EpisodeStore(Store[DatasetMeta]):
             interrupted=entry.interrupted,
             seed=entry.seed,
             meta=mapped.meta,
+            sounds=None if mapped.sounds is None else np.array(mapped.sounds),
         )
 
     def truncate(self, entry: IndexEntry, num_frames: int) -> IndexEntry:
@@ -190,7 +212,9 @@ class EpisodeStore(Store[DatasetMeta]):
         else:
             decode_frames(mapped.file.tensors, entry.num_frames, 0, frames)
         actions, rewards = np.array(mapped.actions[:steps]), np.array(mapped.rewards[:steps])
-        episode = Episode(frames, actions, rewards, False, truncated=True, seed=entry.seed, meta=mapped.meta)
+        sounds = None if mapped.sounds is None else np.array(mapped.sounds[:steps])
+        ending = {"terminated": False, "truncated": True}
+        episode = Episode(frames, actions, rewards, **ending, seed=entry.seed, meta=mapped.meta, sounds=sounds)
         return write_episode(self.path, entry.number, episode, self.meta.compression)
 
     def frames(self, number: int) -> np.ndarray:
@@ -248,6 +272,8 @@ class EpisodeStore(Store[DatasetMeta]):
         expected = {"actions": (space.dtype, (steps, *space.shape)), "rewards": (np.dtype(np.float32), (steps,))}
         if self.meta.compression == "none":
             expected["frames"] = (np.dtype(np.uint8), (entry.num_frames, *self.item_shape))
+        if self.meta.sound is not None:
+            expected["sounds"] = (np.dtype(np.int16), (steps, self.meta.sound.samples))
         path = self.path / entry.file
         file = map_file(path)
         check_expected(path, file, expected)
@@ -255,7 +281,9 @@ class EpisodeStore(Store[DatasetMeta]):
         tensors = file.tensors
         if self.meta.compression == "zstd":
             self._check_chunks(entry, file)
-        return MappedEpisode(tensors.get("frames"), tensors["actions"], tensors["rewards"], file, about["meta"])
+        sounds = tensors["sounds"] if self.meta.sound is not None else None
+        arrays = tensors.get("frames"), tensors["actions"], tensors["rewards"], sounds
+        return MappedEpisode(*arrays, file, about["meta"])
 
     def _check_chunks(self, entry: IndexEntry, file: SafetensorsFile) -> None:
         """Refuse compressed frames that do not say of every chunk what it must hold, or would fill the memory."""
@@ -277,6 +305,10 @@ class EpisodeStore(Store[DatasetMeta]):
                 check_decodes(mapped.file.tensors)
             except ValueError as error:
                 raise CorruptFileError(f"{path}: {error}") from None
+
+
+def _heard(samples: int | None) -> str:
+    return "no sound" if samples is None else f"{samples} samples of sound a step"
 
 
 def _action_problem(space: ActionSpace, actions: np.ndarray) -> str:

@@ -56,6 +56,9 @@ def info(path: str | Path) -> Table:
         "policy": f"{dataset.policy}, seed {dataset.seed}",
         "action space": _space(store.action_space),
     }
+    if dataset.sound is not None:
+        rate, samples = dataset.sound.rate, dataset.sound.samples
+        rows["sound"] = f"{rate:,} samples/s, {samples:,} a step ({dataset.sound.steps_per_second:.4g} steps/s)"
     if isinstance(store, TokenStore):
         grid = "x".join(str(side) for side in store.meta.grid)
         rows["tokens"] = f"{grid} a frame, {store.meta.num_codes} codes, tokenizer {store.meta.tokenizer_hash[:12]}"

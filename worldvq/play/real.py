@@ -17,6 +17,7 @@ class Stream(Protocol):
 
     action_space: ActionSpace
     has_frame: bool
+    sound: np.ndarray | None
 
     def reset(self, seed: int) -> np.ndarray:
         """Begin an episode; returns its first frame (H, W, 3) uint8."""
@@ -122,6 +123,7 @@ class Real:
         self._frames: list[np.ndarray] = []
         self._actions: list[np.ndarray] = []
         self._rewards: list[float] = []
+        self._sounds: list[np.ndarray] = []
 
     def begin(self, seed: int, path: Iterable[np.ndarray] = ()) -> Outcome:
         """Begin an episode, and take the actions that lead to where play begins."""
@@ -194,6 +196,8 @@ class Real:
             self._frames.append(frame.copy())  # a stream may draw the next frame into the same array
             self._actions.append(np.asarray(played))
             self._rewards.append(reward)
+            if self._stream.sound is not None:
+                self._sounds.append(self._stream.sound)
         else:  # it ended without showing where: the step before is the last one that can be seen
             self._rewards[-1] += reward
         self._over = "terminated" if terminated else "truncated" if truncated else ""
@@ -221,6 +225,7 @@ class Real:
             truncated=self._over == "truncated",
             interrupted=not self._over,
             seed=self._seed,
+            sounds=np.stack(self._sounds) if self._sounds else None,
         )
 
     def _outcome(self) -> Outcome:

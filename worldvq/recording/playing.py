@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from worldvq.config.code import import_named
-from worldvq.config.env import EnvConfig
+from worldvq.config.env import EnvConfig, SoundFormat
 from worldvq.data.episodes import write_episode
 from worldvq.errors import DEBUG, UsageError, WorldVQError
 from worldvq.recording.config import RecordConfig
@@ -46,7 +46,7 @@ def play(
     """Play one episode.
 
     Where the environment ends without showing a last frame, that transition is dropped; its reward and the way it
-    ended move to the transition before it, the last one that can be seen.
+    ended move to the transition before it, the last one that can be seen. What is heard in it is dropped.
 
     Args:
         stream: The environment.
@@ -67,7 +67,7 @@ def play(
     seed = episode_seed(config.seed, number, use)
     spool.begin(sequence, number, seed, Phase.RESETTING)
     frame = stream.reset(seed)
-    spool.set_layout(stream.action_space, frame.shape[:2])
+    spool.set_layout(stream.action_space, frame.shape[:2], stream.sound_format)
     spool.add(frame)
     policy = make_policy(config, stream, episode_seed(config.seed, number, use + 1))
     spool.set_phase(Phase.STEPPING)
@@ -76,7 +76,7 @@ def play(
         action = stream.as_played(ask(policy, stream, config, frame))
         frame, reward, terminated, truncated = stream.step(action)
         if stream.has_frame or not spool.num_steps:
-            spool.add(frame, action, reward)
+            spool.add(frame, action, reward, stream.sound)
         else:
             spool.add_reward(reward)
     spool.set_phase(Phase.WRITING, Ending.TERMINATED if terminated else Ending.TRUNCATED)
@@ -112,9 +112,10 @@ def describe(error: BaseException) -> str:
 def work(pipe: Connection, scratch: str, stream: str, env: EnvConfig, config: RecordConfig, out: Path) -> None:
     """Body of a worker process. Messages are JSON both ways, each with the sequence number of its job.
 
-    In come ``{sequence, number, attempt, undo}``. Out go ``{sequence, action_space}`` once the environment is built,
-    ``{sequence, lines}`` that say what is recorded for a probe, ``{sequence, undo}`` for one of which action undoes
-    which, ``{sequence, entry}`` for an episode that is written, or ``{sequence, error, fatal, usage}``, the last one.
+    In come ``{sequence, number, attempt, undo}``. Out go ``{sequence, action_space, sound}`` once the environment is
+    built, ``{sequence, lines}`` that say what is recorded for a probe, ``{sequence, undo}`` for one of which action
+    undoes which, ``{sequence, entry}`` for an episode that is written, or ``{sequence, error, fatal, usage}``, the last
+    one.
     """
     _settle(scratch)
     spool, world, sequence = Spool(Path(scratch) / "spool"), None, -1
@@ -125,7 +126,7 @@ def work(pipe: Connection, scratch: str, stream: str, env: EnvConfig, config: Re
     try:
         spool.begin(-1, -1, episode_seed(config.seed, 0), Phase.BUILDING)
         world = import_named(stream)(env)
-        send(action_space=world.action_space.to_json())
+        send(action_space=world.action_space.to_json(), sound=_as_json(world.sound_format))
         while True:
             spool.begin(-1, -1, 0, Phase.IDLE)
             job = json.loads(pipe.recv_bytes())
@@ -153,6 +154,10 @@ def work(pipe: Connection, scratch: str, stream: str, env: EnvConfig, config: Re
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if world is not None:  # an engine of its own, as ViZDoom's, would outlive this process
             world.close()
+
+
+def _as_json(sound: SoundFormat | None) -> dict[str, int] | None:
+    return None if sound is None else sound.model_dump()
 
 
 def _settle(scratch: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from worldvq.config.code import import_named
+from worldvq.config.env import SoundFormat
 from worldvq.errors import UsageError
 from worldvq.recording.config import RecordConfig
 from worldvq.recording.players import Held, Retrace, random_action
@@ -23,6 +24,9 @@ class Stream(Protocol):
     action_space: ActionSpace
     last_observation: Any
     has_frame: bool
+    sound_format: SoundFormat | None
+    sound: np.ndarray | None
+    """(S,) int16, what was heard in the last step; None where nothing is recorded of that."""
 
     def reset(self, seed: int) -> np.ndarray:
         """Begin an episode; returns its first frame (H, W, 3) uint8."""

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from worldvq.config.env import IMPORTED, EnvConfig
+from worldvq.config.env import IMPORTED, EnvConfig, SoundFormat
 from worldvq.config.yaml_loading import build
 from worldvq.data.episode_files import IndexEntry, file_name, read_index
 from worldvq.data.episodes import DatasetMeta, EpisodeStore, write_episode
@@ -89,7 +89,7 @@ def record(
         if config.policy == "retrace":
             _know_undo(pool, config, out, say_lines)
             say_lines()
-        meta = describe_dataset(env, config, action_space, pool.undo)
+        meta = describe_dataset(env, config, action_space, pool.undo, pool.sound_format)
         store = EpisodeStore.create(out, meta, shard)
         try:
             try:
@@ -126,7 +126,11 @@ def _undo_in(out: Path) -> Undo | None:
 
 
 def describe_dataset(
-    env: EnvConfig, config: RecordConfig, action_space: ActionSpace, undo: Undo | None = None
+    env: EnvConfig,
+    config: RecordConfig,
+    action_space: ActionSpace,
+    undo: Undo | None = None,
+    sound: SoundFormat | None = None,
 ) -> DatasetMeta:
     """Return what a dataset says it was recorded from."""
     kinds = {"held": f"held {config.hold} while frames change", "retrace": f"retrace {config.hold}"}
@@ -141,6 +145,7 @@ def describe_dataset(
         undo=undo if config.policy == "retrace" else None,
         heldout_every=config.heldout_every,
         compression=config.compression,
+        sound=sound,
         versions={"python": platform.python_version(), **{name: metadata.version(name) for name in names}},
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from worldvq.config.env import SoundFormat
 from worldvq.files.atomic import disk_errors
 from worldvq.types import ActionSpace, Episode
 
@@ -64,9 +65,11 @@ class Spool:
         self._record: np.dtype | None = None
         self._count = 0
 
-    def set_layout(self, space: ActionSpace, frame_size: tuple[int, int]) -> None:
-        """Say what a record is: an action of ``space``, a reward and a frame (H, W, 3)."""
+    def set_layout(self, space: ActionSpace, frame_size: tuple[int, int], sound: SoundFormat | None = None) -> None:
+        """Say what a record is: an action of ``space``, a reward and a frame (H, W, 3), and the sound between both."""
         fields = [("action", space.dtype, space.shape), ("reward", "<f4"), ("frame", "u1", (*frame_size, 3))]
+        if sound is not None:
+            fields.append(("sound", "<i2", (sound.samples,)))
         self._record = np.dtype(fields)
         self._row = np.zeros(1, self._record)
 
@@ -87,11 +90,19 @@ class Spool:
         """Say what comes next."""
         self._write(struct.pack("<ii", phase, ending), _HEADER.size - 8)
 
-    def add(self, frame: np.ndarray, action: np.ndarray | None = None, reward: float = 0.0) -> None:
+    def add(
+        self,
+        frame: np.ndarray,
+        action: np.ndarray | None = None,
+        reward: float = 0.0,
+        sound: np.ndarray | None = None,
+    ) -> None:
         """Append a frame, and what led to it; the first frame of an episode has nothing before it."""
         assert self._record is not None
         self._row["frame"], self._row["reward"] = frame, reward
         self._row["action"] = 0 if action is None else action
+        if sound is not None:
+            self._row["sound"] = sound
         self._write(self._row.view(np.uint8).data, _HEADER.size + self._count * self._record.itemsize)
         self._count += 1
 
@@ -153,6 +164,7 @@ class Spool:
             interrupted=header.ending == Ending.NONE and not cut,
             seed=header.seed,
             meta=meta or {},
+            sounds=np.ascontiguousarray(records["sound"][1:]) if "sound" in (self._record.names or ()) else None,
         )
 
     def close(self) -> None:

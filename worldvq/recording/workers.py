@@ -26,7 +26,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from worldvq.config.env import EnvConfig
+from worldvq.config.env import EnvConfig, SoundFormat
 from worldvq.data.episode_files import IndexEntry
 from worldvq.errors import RunError, UsageError
 from worldvq.recording import janitor
@@ -102,6 +102,8 @@ class Pool:
         """What the probe says of the recording."""
         self.undo: Undo | None = config.undo
         """Which action undoes which, as every job that is given from now on is told."""
+        self.sound_format: SoundFormat | None = None
+        """What a step sounds like, once the probe has found it."""
         self._scratch = Path(tempfile.gettempdir()) / f"worldvq-{uuid.uuid4().hex[:12]}"
         janitor.tell(f"folder {self._scratch}")  # before it exists: this process can be killed at any moment
         self._scratch.mkdir(0o700)
@@ -223,7 +225,8 @@ class Pool:
                 yield from self._failed(worker, message["error"], message)
             elif "action_space" in message:
                 worker.action_space = ActionSpace.from_json(message["action_space"])
-                worker.spool.set_layout(worker.action_space, self._env.size)
+                self.sound_format = message["sound"] and SoundFormat(**message["sound"])
+                worker.spool.set_layout(worker.action_space, self._env.size, self.sound_format)
                 self._failed_starts = 0
             elif worker.jobs.pop(message["sequence"], None):
                 self.lines = message.get("lines", self.lines)

@@ -65,7 +65,8 @@ def play(
         raise UsageError(f"no dataset in {data} to begin in: give the one that the world was made of with --data DIR")
     with EpisodeStore.open(data) as store:
         check_fits(world, store)
-        env, starts = store.meta.env, find_starts(store, context, world.dynamics.config.context_frames)
+        env, sound = store.meta.env, store.meta.sound
+        starts = find_starts(store, context, world.dynamics.config.context_frames)
     table = Table(env.id, world.action_space, world.frame_size, Openings(world, starts), plans_of(world.action_space))
     if real:
         table.open_real = _environment(env, data, trust)
@@ -74,7 +75,8 @@ def play(
         store = None
         try:
             if record is not None:
-                meta = describe_dataset(env, as_before(RecordConfig(policy=HUMAN), record), world.action_space)
+                config = as_before(RecordConfig(policy=HUMAN), record)
+                meta = describe_dataset(env, config, world.action_space, sound=sound)
                 store = EpisodeStore.create(record, meta)
                 table.takes = Takes(store, lambda number: episode_seed(meta.seed, number))
             _serve(table, listening, host)
@@ -96,11 +98,12 @@ def record_by_hand(env: EnvConfig, config: RecordConfig, out: Path, port: int) -
     try:
         stream.reset(episode_seed(config.seed, 0))
         lines, space = stream.describe(), stream.action_space
+        meta = describe_dataset(env, config, space, sound=stream.sound_format)
     finally:
         stream.close()
     for line in lines:
         print(f"recording '{env.id}': {line}", flush=True)
-    with listen(LOCAL, port) as listening, EpisodeStore.create(out, describe_dataset(env, config, space)) as store:
+    with listen(LOCAL, port) as listening, EpisodeStore.create(out, meta) as store:
         seed_of = partial(episode_seed, config.seed)
         takes = Takes(store, seed_of, config.episodes, config.frames)
         if not takes.enough:
