@@ -181,6 +181,15 @@ class Episode:
         return _shapes(self)
 
 
+def heard_before(sounds: np.ndarray) -> np.ndarray:
+    """Return what was heard before each of T + 1 frames, (T + 1, S), of the sounds (T, S) between them.
+
+    The sound of action t belongs to what it leads to, frame t + 1, and so stands beside it; before the first frame of
+    an episode there is silence.
+    """
+    return np.concatenate([np.zeros_like(sounds[:1]), sounds])
+
+
 @dataclass(frozen=True, repr=False)
 class Clip:
     """A batch of windows of T frames cut from episodes.
@@ -195,6 +204,8 @@ class Clip:
         terminated: (B, T) bool, True where the transition out of frame t ended the task.
         mask: (B, T) bool, True where frame t exists.
         action_mask: (B, T) bool, True where the transition out of frame t exists.
+        sounds: (B, T, S) int16, what was heard between the frame before and frame t, silence before the first one of
+            an episode; None where no sound was recorded.
     """
 
     frames: Tensor
@@ -203,6 +214,7 @@ class Clip:
     terminated: Tensor
     mask: Tensor
     action_mask: Tensor
+    sounds: Tensor | None = None
 
     def __repr__(self) -> str:
         """Show shapes, not contents."""
@@ -210,7 +222,8 @@ class Clip:
 
     def to(self, device: torch.device | str) -> Clip:
         """Move every tensor."""
-        return Clip(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)})
+        held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Clip(**{name: part.to(device, non_blocking=True) for name, part in held.items() if part is not None})
 
 
 @dataclass(frozen=True, repr=False)

@@ -34,7 +34,7 @@ class Tone(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.steps, self.phase = 0, self.np_random.uniform(0, 2 * np.pi)
+        self.steps, self.phase = 0, 0.0
         self.start = int(self.np_random.integers(SIZE[1]))
         return self._see(np.zeros(SAMPLES, np.int16)), {}
 

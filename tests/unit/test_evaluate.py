@@ -47,7 +47,7 @@ class ToyWorld:
     def description(self):
         return {"tokenizer": {}, "tokenizer_hash": "toy", "dynamics": {}, "action_space": SPACE.to_json(), "meta": {}}
 
-    def tokenize(self, frames):
+    def tokenize(self, frames, sounds=None):
         return frames[..., 0, :, 2].argmax(-1)[..., None, None]
 
     def render(self, tokens):

@@ -68,7 +68,7 @@ class ToyWorld:
     def __init__(self, kind="discrete", obeys=True, sees=True):
         self.kind, self.obeys, self.sees, self.action_space = kind, obeys, sees, SPACES[kind]
 
-    def tokenize(self, frames):
+    def tokenize(self, frames, sounds=None):
         return frames
 
     def render(self, tokens):

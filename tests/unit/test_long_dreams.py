@@ -39,7 +39,7 @@ class Walk:
         self.taken: list[np.ndarray] = []
         """Actions that were dreamt of."""
 
-    def tokenize(self, frames):
+    def tokenize(self, frames, sounds=None):
         return frames[..., 0, :, 0].argmax(-1)[..., None, None]
 
     def render(self, tokens):

@@ -172,7 +172,7 @@ def test_what_is_missing_or_newer_is_said(saved):
     description = read_sealed(saved / "world.json")
     for version in (2, 99):
         (saved / "world.json").write_bytes(seal(description | {"format_version": version}))
-        with pytest.raises(UsageError, match=rf"world\.json is of format {version}, .* reads format 3"):
+        with pytest.raises(UsageError, match=rf"world\.json is of format {version}, .* reads formats 3 and 4"):
             WorldModel.load(saved)
 
 

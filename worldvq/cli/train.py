@@ -67,6 +67,9 @@ def train_dynamics_command(
     config: ConfigOption = "maze",
     tokens: Annotated[Path | None, typer.Option(help="Token store. Default: runs/CONFIG/tokens.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Trained tokenizer. Default: runs/CONFIG/tokenizer.")] = None,
+    sound: Annotated[
+        Path | None, typer.Option(help="Codec of sound that the tokens were made with. Default: none.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/CONFIG/dynamics.")] = None,
     world: Annotated[Path | None, typer.Option(help="Where the world goes. Default: OUT/../world.")] = None,
     steps: Annotated[
@@ -94,7 +97,7 @@ def train_dynamics_command(
     world = world or folder.parent / "world"
     settings = load_config(config, with_options(overrides or [], "dynamics_training", steps, seed))
     tokens, tokenizer = tokens or runs(config) / "tokens", tokenizer or runs(config) / "tokenizer"
-    train_dynamics(settings, tokens, tokenizer, folder, world, track or [], device, start)
+    train_dynamics(settings, tokens, tokenizer, folder, world, track or [], device, start, sound)
     if is_first_process():
         print(f"dynamics: {folder}\nworld: {world}")
 
@@ -145,7 +148,9 @@ def train_prior_command(
 def train_sound_command(
     overrides: Overrides = None,
     config: ConfigOption = "maze",
-    data: Annotated[Path | None, typer.Option(help="Store of sounds. Default: runs/CONFIG/data.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Store of sounds, or dataset with sound. Default: runs/CONFIG/data.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder, where the codec goes too. Default: runs/CONFIG/sound.")
     ] = None,
@@ -220,6 +225,9 @@ def tokenize_command(
     tokenizer: Annotated[Path, typer.Option(help="Run folder of a trained tokenizer.")],
     data: Annotated[Path, typer.Option(help="Dataset.")],
     out: Annotated[Path, typer.Option(help="Folder of the token store.")],
+    sound: Annotated[
+        Path | None, typer.Option(help="Trained codec of sound: what is heard becomes tokens, too. Default: not.")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Turn every frame of a dataset into tokens, once, so that the dynamics trains on them alone.
@@ -231,7 +239,7 @@ def tokenize_command(
     from worldvq.data.sharing import is_first_process
     from worldvq.stages.tokens import tokenize
 
-    store = tokenize(tokenizer, data, out, device)
+    store = tokenize(tokenizer, data, out, device, sound)
     if is_first_process():
         print(f"{out}: tokens of {plural(len(store), 'episode')}")
 

@@ -47,6 +47,8 @@ def read_clips(store: EpisodeStore | TokenStore, ids: np.ndarray, clip_frames: i
     actions = np.zeros((batch, clip_frames, *space.shape), space.dtype)
     rewards = np.zeros((batch, clip_frames), np.float32)
     terminated, mask, action_mask = np.zeros((3, batch, clip_frames), bool)
+    sound = store.meta.sound if isinstance(store, EpisodeStore) else None
+    sounds = np.zeros((batch, clip_frames, sound.samples), np.int16) if sound else None
     out = items.numpy()
     for row, ((number, start), episode) in enumerate(zip(windows, episodes, strict=True)):
         entry = store.entry(number)
@@ -60,12 +62,16 @@ def read_clips(store: EpisodeStore | TokenStore, ids: np.ndarray, clip_frames: i
         out[row, num_frames:] = 0
         actions[row, :num_actions] = episode.actions[start : start + num_actions]
         rewards[row, :num_actions] = episode.rewards[start : start + num_actions]
+        if sounds is not None:
+            first = max(start - 1, 0)  # before the first frame of an episode nothing was heard
+            sounds[row, first + 1 - start : num_frames] = episode.sounds[first : start + num_frames - 1]  # type: ignore[union-attr]
         mask[row, :num_frames] = True
         action_mask[row, :num_actions] = True
         if entry.terminated and num_actions and start + num_actions == entry.num_frames - 1:
             terminated[row, num_actions - 1] = True
     rest = [torch.from_numpy(array) for array in (actions, rewards, terminated, mask, action_mask)]
-    return Clip(items, *rest) if is_frames else TokenClip(items, *rest)
+    heard = None if sounds is None else torch.from_numpy(sounds)
+    return Clip(items, *rest, sounds=heard) if is_frames else TokenClip(items, *rest)
 
 
 class ClipSampler:

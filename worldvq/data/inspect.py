@@ -62,6 +62,8 @@ def info(path: str | Path) -> Table:
     if isinstance(store, TokenStore):
         grid = "x".join(str(side) for side in store.meta.grid)
         rows["tokens"] = f"{grid} a frame, {store.meta.num_codes} codes, tokenizer {store.meta.tokenizer_hash[:12]}"
+        if (heard := store.meta.sound) is not None:
+            rows["tokens"] += f"; {heard.num_tokens} of them of sound, {heard.num_codes} codes"
     rows |= _episode_rows(store)
     if waiting := shard_indexes(store.path):
         rows["not merged"] = f"{plural(len(waiting), 'shard')}: worldvq data merge {store.path}"

@@ -74,7 +74,7 @@ class JoinedSampler(ClipSampler):
         rows = np.split(ids[order, 1:], np.cumsum(counts)[:-1])
         clips = [read_clips(self.stores[n], part, self.clip_frames) for n, part in zip(numbers, rows, strict=True)]
         back = torch.from_numpy(np.argsort(order))
-        names = [field.name for field in dataclasses.fields(clips[0]) if field.name != "actions"]
+        names = [field.name for field in dataclasses.fields(clips[0]) if field.name not in ("actions", "sounds")]
         joined = {name: torch.cat([getattr(clip, name) for clip in clips])[back] for name in names}
         return type(clips[0])(**joined, actions=torch.zeros(joined["mask"].shape, dtype=torch.int64))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from worldvq.config.fields import Side
 from worldvq.data.episode_files import (
@@ -26,6 +26,15 @@ from worldvq.errors import CorruptFileError, UsageError
 from worldvq.types import ActionSpace, Episode
 
 
+class SoundTokenMeta(Record):
+    """Which codec made the tokens of the sound."""
+
+    codec_hash: str = Field(min_length=1)
+    num_tokens: int = Field(gt=0, le=2**16)
+    """Of a step."""
+    num_codes: int = Field(gt=0, le=2**24)
+
+
 class TokenMeta(Record):
     """Which tokenizer made the tokens, and of which dataset."""
 
@@ -34,7 +43,13 @@ class TokenMeta(Record):
     dataset: DatasetMeta
     num_codes: int = Field(gt=0, le=2**24)
     grid: tuple[Side, Side]
-    """Height and width of a frame in tokens."""
+    """Height and width of a frame in tokens, with those of its sound where there is any."""
+    sound: SoundTokenMeta | None = None
+    """Of the sound (:mod:`worldvq.models.layout`); a store without sound does not mention it."""
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_heard(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in write(self).items() if key != "sound" or value is not None}
 
     def moved(self, other: TokenMeta) -> TokenMeta | None:
         """Return this with the split of another, or None where it has the same."""

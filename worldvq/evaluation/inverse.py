@@ -103,7 +103,7 @@ def _tell_clips(
     """Return ``truth`` and what is told of each of ``KINDS``, (B, H, factors); ``changed`` (B, H): pairs that did."""
     context = config.context
     clip = read_clips(store, ids[rows], context + config.horizon)
-    tokens = world.tokenize(clip.frames)
+    tokens = world.tokenize(clip.frames, clip.sounds)
     dream = world.imagine_tokens(
         tokens[:, :context], clip.actions[:, :-1], config.seed, rows, **sampling_of(config)
     ).tokens

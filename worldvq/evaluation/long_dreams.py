@@ -95,7 +95,7 @@ def long_dreams(
     clip = read_clips(store, ids, context + WINDOW)
     pool = draw_pool(store, seed)
     reference = _features(pool.frames[:REFERENCE])
-    known = world.tokenize(clip.frames)  # (n, context + WINDOW, h, w)
+    known = world.tokenize(clip.frames, clip.sounds)  # (n, context + WINDOW, h, w)
     tokens = _dream(world, known[:, :context], actions, seed, sampling, batch_size)  # (n, context + 300, h, w)
 
     def measure(frames: np.ndarray, tokens: Tensor, actions: Tensor) -> dict[str, Any]:

@@ -57,5 +57,6 @@ def score(world: WorldModel, tokens: Tensor, clip: Any, context: int) -> Part:
     scores = world.score(token_clip, context)
     mask = scores.mask.bool()
     names = ("nats", "rewards", "rewards_true", "termination", "termination_true")  # nats: (frames, h, w)
-    counts = np.bincount(tokens.flatten().numpy(), minlength=int(world.tokenizer.num_codes))
+    seen = tokens[:, :, : world.tokenizer.grid[0]]  # what is heard stands below
+    counts = np.bincount(seen.flatten().numpy(), minlength=int(world.tokenizer.num_codes))
     return {"counts": counts[None], **{name: getattr(scores, name)[mask].double().numpy() for name in names}}

@@ -286,7 +286,7 @@ def _collect(plan: _Plan, numbers: list[int], console: Console) -> Iterator[tupl
     for number in track(numbers, "evaluating", console=console, transient=True, disable=not console.is_terminal):
         rows = np.arange(number * config.batch_size, min((number + 1) * config.batch_size, num_clips))
         clip = read_clips(plan.store, plan.ids[rows], plan.num_frames)
-        tokens = world.tokenize(clip.frames)
+        tokens = world.tokenize(clip.frames, clip.sounds)
         actions = clip.actions[:, :-1]
         swapped = actions.clone()
         swapped[:, context - 1 :] = all_actions[partner[rows], context - 1 : -1]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from worldvq.models.config import DynamicsConfig
+from worldvq.models.layout import Possible, PossiblePrior, SoundTokens, TokenLayout
 from worldvq.models.priors import make_prior
 from worldvq.nn.attention import Attention, FeedForward, RingCache, grid_angles, ring_ages, rotary_angles
 from worldvq.nn.initialize import start_as_embeddings, start_like_codes
@@ -136,13 +137,33 @@ class DynamicsState:
 
 
 class Dynamics(nn.Module):
-    """Context network + prior; ``context[:, t]`` has seen frames <= t and actions <= t and describes frame t + 1."""
+    """Context network + prior; ``context[:, t]`` has seen frames <= t and actions <= t and describes frame t + 1.
 
-    def __init__(self, config: DynamicsConfig, grid: tuple[int, int], num_codes: int, action_space: ActionSpace):
+    Where frames are heard as well, what is said here of a frame's tokens (h, w) is meant of both: see ``layout``.
+    """
+
+    def __init__(
+        self,
+        config: DynamicsConfig,
+        grid: tuple[int, int],
+        num_codes: int,
+        action_space: ActionSpace,
+        sound: SoundTokens | None = None,
+    ):
+        """Start with random weights.
+
+        Args:
+            config: Sizes.
+            grid: Height and width of a frame in tokens.
+            num_codes: How many different ones there are.
+            action_space: What an action is.
+            sound: What is heard in a step, if anything.
+        """
         super().__init__()
         self.config = config
-        self.grid = grid
-        self.num_codes = num_codes
+        self.layout = TokenLayout(grid, num_codes, sound)
+        self.grid = grid = self.layout.grid
+        self.num_codes = num_codes = self.layout.num_codes
         self.action_space = action_space
         width, length = config.width, grid[0] * grid[1]
         self.embed = nn.Embedding(num_codes, width)
@@ -154,7 +175,7 @@ class Dynamics(nn.Module):
         self.recall = Recall(width, config.num_heads, length) if config.recall else None
         self.norm = nn.LayerNorm(width)
         self.prior = make_prior(config.prior, grid, num_codes, context_dim=width)
-        self.forecast = nn.Linear(width, num_codes)
+        self.forecast: nn.Module = nn.Linear(width, num_codes)
         self.outcome = nn.Sequential(nn.Linear(width, width), nn.ReLU())
         self.salience = nn.Linear(width, 1)
         self.reward = nn.Linear(width, NUM_BINS)
@@ -165,11 +186,20 @@ class Dynamics(nn.Module):
         self.cos: Tensor
         self.sin: Tensor
         _initialize(self)
+        if sound is not None:
+            self.prior = PossiblePrior(self.prior, self.layout)
+            self.forecast = nn.Sequential(self.forecast, Possible(self.layout))
 
-    def initialize_embeddings(self, codebook: Tensor) -> None:
-        """Start token embeddings as random projections of the codes (K, D), so that like codes start alike."""
+    def initialize_embeddings(self, *codebooks: Tensor) -> None:
+        """Start token embeddings as random projections of the codes (K, D), so that like codes start alike.
+
+        Args:
+            codebooks: Of frames, and of sound where there is any.
+        """
         for embed in (self.embed, self.prior.embed):
-            start_like_codes(embed, codebook)
+            tables = embed.weight.detach().split([len(codes) for codes in codebooks])
+            for table, codebook in zip(tables, codebooks, strict=True):
+                start_like_codes(table, codebook)
 
     def _inputs(self, frames: Tensor, actions: Tensor) -> Tensor:
         """Sum of embeddings of tokens (..., N, width), of their positions, and of actions (..., width)."""

@@ -47,7 +47,7 @@ class ImagePrior(nn.Module):
 
     def initialize_embeddings(self, codebook: Tensor) -> None:
         """Start token embeddings as random projections of the codes (K, D), so that like codes start alike."""
-        start_like_codes(self.prior.embed, codebook)
+        start_like_codes(self.prior.embed.weight, codebook)
 
     def context(self, labels: Tensor) -> Tensor | None:
         """Return what the prior is told of classes (B,) int64: (B, h, w, D), the same at every place; None for one."""

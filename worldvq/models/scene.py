@@ -88,7 +88,7 @@ class SceneModel(nn.Module):
     def initialize_embeddings(self, codebook: Tensor) -> None:
         """Start token embeddings as random projections of their codes (K, D), so that like codes start alike."""
         for embed in [self.prior.embed, *([self.embed] if self.quantizers else [])]:
-            start_like_codes(embed, codebook)
+            start_like_codes(embed.weight, codebook)
 
     def _features(self, tokens: Tensor) -> Tensor:
         """Encoder outputs (B, n, D) of tokens (B, h, w)."""

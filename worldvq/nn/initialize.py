@@ -21,8 +21,8 @@ def start_as_embeddings(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def start_like_codes(embed: nn.Embedding, codebook: Tensor) -> None:
-    """Start the embeddings of tokens as random projections of their codes (K, D), so that like codes start alike."""
+def start_like_codes(table: Tensor, codebook: Tensor) -> None:
+    """Start the embeddings (K, width) of tokens as random projections of their codes (K, D): like codes start alike."""
     codes = (codebook - codebook.mean(0)) / codebook.std(0).clamp_min(1e-6)
-    projection = torch.randn(codes.shape[1], embed.embedding_dim, device=codes.device)
-    embed.weight.copy_(codes @ projection / codes.shape[1] ** 0.5)
+    projection = torch.randn(codes.shape[1], table.shape[1], device=codes.device)
+    table.copy_(codes @ projection / codes.shape[1] ** 0.5)

@@ -82,7 +82,8 @@ class CostModel:
 
     @torch.no_grad()
     def _codes(self, tokens: Tensor) -> Tensor:
-        return self.world.tokenizer.quantizer.lookup(tokens.to(self.world.device))
+        seen = self.world.dynamics.layout.seen(tokens)
+        return self.world.tokenizer.quantizer.lookup(seen.to(self.world.device))
 
     def _steps(self, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """Return candidates as stored actions (B, S, H, ...), and embedded with a gradient (B, S, H, width)."""
@@ -124,5 +125,6 @@ def _differentiable(dream: Dream, taken: Tensor) -> tuple[Tensor, Tensor]:
         frame = drawn.flatten(1, 2) @ dynamics.embed.weight
         rewards.append(expected_reward(output.rewards[:, 0]))
         ends.append(output.termination[:, 0].float().sigmoid())
-    codes = (drawn @ codebook.detach()).movedim(-1, 1)
+    seen = drawn[:, : dream.engine.layout.frame[0], :, : len(codebook)]
+    codes = (seen @ codebook.detach()).movedim(-1, 1)
     return survived_return(torch.stack(rewards, 1), torch.stack(ends, 1)), codes

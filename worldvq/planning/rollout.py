@@ -77,8 +77,9 @@ def survived_return(rewards: Tensor, termination: Tensor) -> Tensor:
 
 @torch.no_grad()
 def code_distance(engine: Engine, tokens: Tensor, goal: Tensor) -> Tensor:
-    """Return mean squared distances (P,) of the codes of tokens (P, h, w) to those of a goal (h, w)."""
-    codes = engine.tokenizer.quantizer.lookup(torch.cat([tokens, goal[None]]).to(engine.device)).float()
+    """Return mean squared distances (P,) of the codes of tokens (P, h, w) to those of a goal (h, w), as it is seen."""
+    both = engine.layout.seen(torch.cat([tokens, goal[None]]))
+    codes = engine.tokenizer.quantizer.lookup(both.to(engine.device)).float()
     return (codes[:-1] - codes[-1:]).square().mean((1, 2, 3)).cpu()
 
 

@@ -133,7 +133,7 @@ def decompress(world: Path, file: Path, out: Path) -> TokenStore:
     )
     lengths, tokens = [len(episode.frames) for episode in compressed.episodes], {}
     order = groups(lengths)
-    if len(order) != len(compressed.streams) or compressed.store.grid != model.tokenizer.grid:
+    if len(order) != len(compressed.streams) or compressed.store.grid != model.dynamics.grid:
         raise CorruptFileError(f"{file}: its streams are not those of its episodes")
     with _progress("decompressing", sum(lengths)) as progress:
         for group, stream in zip(order, compressed.streams, strict=True):

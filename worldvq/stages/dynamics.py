@@ -20,6 +20,7 @@ from worldvq.evaluation.config import EvaluateConfig
 from worldvq.media.pictures import save_png
 from worldvq.media.tiles import grid
 from worldvq.models.dynamics import Dynamics
+from worldvq.models.layout import SoundTokens
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.losses import dynamics_loss
 from worldvq.stages.experiment import DynamicsSections, ExperimentConfig, defaults
@@ -30,6 +31,7 @@ from worldvq.training.config import TrainConfig
 from worldvq.training.fit import fit
 from worldvq.training.identity import begin_run
 from worldvq.training.processes import make_accelerator
+from worldvq.world.codec import SoundCodec
 from worldvq.world.model import WorldModel
 
 PICTURE_CLIPS = 4
@@ -44,30 +46,36 @@ def train_dynamics(
     trackers: Sequence[str] = (),
     device: str = "auto",
     start: Path | None = None,
+    sound: Path | None = None,
 ) -> WorldModel:
     """Train the dynamics on tokens, then join it with its tokenizer into a world.
 
-    With ``start`` the weights begin with those of a run or world, see :func:`~worldvq.stages.start.start_from`.
+    Tokens of sound need their codec, ``sound``, which becomes part of the world. With ``start`` the weights begin with
+    those of a run or world, see :func:`~worldvq.stages.start.start_from`.
 
     Raises:
         UsageError: The tokens are of single images, or made by another tokenizer, ``out`` holds another run, or the
             device is not there.
     """
     vqvae = load_tokenizer(tokenizer)
-    store, made = open_tokens(tokens, tokenizer, vqvae)
+    codec = None if sound is None else SoundCodec.load(sound, "cpu")
+    store, made = open_tokens(tokens, tokenizer, vqvae, codec)
     refuse_images(store.meta.dataset.env, tokens)
     training = config.dynamics_training
     main = make_accelerator(training.precision, device=device).is_main_process
     torch.manual_seed(training.seed)
-    model = Dynamics(config.dynamics, vqvae.grid, vqvae.num_codes, store.action_space)
-    model.initialize_embeddings(vqvae.quantizer.codebook)
+    heard = store.meta.sound and SoundTokens(store.meta.sound.num_tokens, store.meta.sound.num_codes)
+    model = Dynamics(config.dynamics, vqvae.grid, vqvae.num_codes, store.action_space, heard)
+    codebooks = [vqvae.quantizer.codebook, *([codec.tokenizer.quantizer.codebook] if codec else [])]
+    model.initialize_embeddings(*codebooks)
     started = start_from(start, model) if start else None
     batches = RewardedClipSampler(
         store, "train", training.clip_frames, training.batch_size, training.seed, training.rewarded_fraction
     )
-    joined = WorldModel(vqvae, model, _world_meta(store.meta, config, tokenizer))
+    joined = WorldModel(vqvae, model, _world_meta(store.meta, config, tokenizer), codec)
     height, width = vqvae.grid
-    summary = f"dynamics, {height * width} tokens a frame, clips of {plural(training.clip_frames, 'frame')}"
+    of_sound = f" and {heard.num_tokens} of sound" if heard else ""
+    summary = f"dynamics, {height * width} tokens a frame{of_sound}, clips of {plural(training.clip_frames, 'frame')}"
     picture = _imagined_strip(joined, store, config.evaluate, training, out)
     inputs = {**made, "action_space": store.action_space.to_json(), "tokens": store.fingerprint(), "start": started}
     begin = functools.partial(
@@ -87,7 +95,7 @@ def train_dynamics(
         device=device,
     )
     assert isinstance(model, Dynamics)
-    joined = WorldModel(vqvae.to(next(model.parameters()).device), model, joined.meta)
+    joined = WorldModel(vqvae.to(next(model.parameters()).device), model, joined.meta, codec)
     if main:
         joined.save(world)
     return joined
@@ -117,7 +125,7 @@ def _imagined_strip(
 
     def picture(model: torch.nn.Module, step: int) -> np.ndarray:
         device = next(model.parameters()).device
-        here = WorldModel(world.tokenizer.to(device), model, world.meta)  # type: ignore[arg-type]
+        here = WorldModel(world.tokenizer.to(device), model, world.meta, world.codec)  # type: ignore[arg-type]
         imagined = here.imagine_tokens(clip.tokens[:, : protocol.context], clip.actions[:, :-1], seed=training.seed)
         true = here.render(clip.tokens)
         dreamt = true.clone()

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 import worldvq
+from worldvq.data.episodes import EpisodeStore
+from worldvq.data.heard import EpisodeSounds
 from worldvq.data.sounds import CropSampler, Sounds, SoundStore
 from worldvq.files.differences import require_same
 from worldvq.media.pictures import save_png
@@ -27,13 +29,15 @@ from worldvq.world.codec import SoundCodec
 PICTURE_ROWS = 3
 
 
-def open_sounds(path: Path) -> Sounds:
-    """Open what sound is trained on: a store of sounds.
+def open_sounds(path: Path, hop: int) -> Sounds:
+    """Open what sound is trained on, in tokens of ``hop`` samples: a store of sounds, or a dataset with sound.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is none, or the steps of a dataset do not divide into tokens.
         CorruptFileError: It is damaged.
     """
+    if (path / EpisodeStore.meta_file).is_file():
+        return EpisodeSounds(EpisodeStore.open(path), hop)
     return SoundStore.open(path)
 
 
@@ -64,7 +68,7 @@ def train_sound(
     Raises:
         UsageError: There are no sounds, ``out`` holds another run, or the device is not there.
     """
-    sounds, training = open_sounds(data), config.sound_training
+    sounds, training = open_sounds(data, config.sound.hop), config.sound_training
     speakers = sorted({sounds.label(number) for number in sounds.numbers()})
     main = make_accelerator(training.precision, device=device).is_main_process
     trained = {sounds.label(number) for number in sounds.numbers("train")}

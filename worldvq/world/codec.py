@@ -21,7 +21,7 @@ from worldvq.models.loading import load_checked, sound_tokenizer_size
 from worldvq.models.sampling import draw_next, draw_noise
 from worldvq.models.sound import SoundTokenizer
 from worldvq.nn.devices import resolve_device
-from worldvq.nn.mulaw import expand
+from worldvq.nn.mulaw import compress, expand
 from worldvq.nn.noise import stream_keys
 from worldvq.types import as_tensor, samples_from_model, samples_to_model
 
@@ -29,6 +29,8 @@ FORMAT_VERSION = 1
 CODEC_FILE = "sound.json"
 """What a folder has that holds a codec of sound."""
 WEIGHTS = "sound.safetensors"
+AT_ONCE = 256
+"""Rows that are encoded at a time."""
 PART = 1024
 """Samples whose noise is drawn at a time: a megabyte of it a row."""
 
@@ -70,7 +72,8 @@ class SoundCodec:
         """Return the tokens (B, n) int64 of sounds (B, N) int16; the last token may stand for less than a hop."""
         waveform = samples_to_model(as_tensor(samples))
         waveform = torch.nn.functional.pad(waveform, (0, -waveform.shape[1] % self.hop))
-        return self.tokenizer.encode(waveform.to(self.device)).cpu()
+        parts = [self.tokenizer.encode(part.to(self.device)).cpu() for part in waveform.split(AT_ONCE)]
+        return torch.cat(parts)
 
     @torch.no_grad()
     def decode(
@@ -79,6 +82,7 @@ class SoundCodec:
         speakers: ArrayLike | Tensor,
         seed: int = 0,
         row_seeds: ArrayLike | None = None,
+        known: ArrayLike | Tensor | None = None,
         **sampling: Any,
     ) -> np.ndarray:
         """Draw sounds (B, n * hop) int16 of tokens (B, n), said by speakers (B,), one sample after the other.
@@ -88,20 +92,30 @@ class SoundCodec:
             speakers: Numbers of speakers.
             seed: Same seed, same sounds; a row depends on its tokens, its speaker, its own seed and the seed alone.
             row_seeds: (B,) int64; 0 … B - 1 where they are left out.
+            known: (B, m) int16, the first samples, which stay as they are: what is drawn goes on from them.
             **sampling: Fields of :class:`~worldvq.models.config.SamplingConfig`.
         """
         config = build(SamplingConfig, sampling, "sampling")
         rows = np.arange(len(tokens)) if row_seeds is None else np.asarray(row_seeds)
         cache = self.tokenizer.start(tokens.to(self.device), as_tensor(speakers).to(self.device))
         classes = torch.zeros(len(tokens), tokens.shape[1] * self.hop, dtype=torch.int64, device=self.device)
-        for first in range(0, classes.shape[1], PART):
+        begun = torch.zeros(len(tokens), 0, dtype=torch.int16) if known is None else as_tensor(known).cpu()
+        start = begun.shape[1]
+        if start:
+            classes[:, :start] = compress(samples_to_model(begun.to(self.device)))
+            cache.logits(classes, 0, start)
+        for first in range(start, classes.shape[1], PART):
             count = min(PART, classes.shape[1] - first)
-            keys = stream_keys(seed, rows, np.full_like(rows, first // PART))
+            keys = stream_keys(seed, rows, np.full_like(rows, (first - start) // PART))
             draw_next(cache, classes, first, draw_noise(self.tokenizer.decoder, keys, config, count), count, config)
-        return samples_from_model(expand(classes)).cpu().numpy()
+        return np.concatenate([begun.numpy(), samples_from_model(expand(classes[:, start:])).cpu().numpy()], axis=1)
 
     def save(self, folder: Path) -> None:
         """Write the codec; a half-written one is none, and where the disk is full an older one stays."""
+        write_together(self.files(folder))
+
+    def files(self, folder: Path) -> dict[Path, bytes]:
+        """Return what :meth:`load` reads in a folder."""
         description = {
             "format_version": FORMAT_VERSION,
             "sound": self.tokenizer.config.model_dump(mode="json"),
@@ -110,8 +124,7 @@ class SoundCodec:
             "speakers": self.speakers,
             "meta": self.meta,
         }
-        weights = module_bytes(self.tokenizer)
-        write_together({folder / WEIGHTS: weights, folder / CODEC_FILE: seal(description)})
+        return {folder / WEIGHTS: module_bytes(self.tokenizer), folder / CODEC_FILE: seal(description)}
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto") -> SoundCodec:

@@ -187,10 +187,12 @@ class Dream:
     def entropy(self) -> Tensor:
         """Return how unsure the prior was of each token of the newest frames, given those before it: (B, h, w) in nats.
 
+        Of what is seen, not of what is heard.
+
         At temperature 1 and without truncation, whatever they were drawn with; one pass through the prior.
         """
         logits = self.engine.dynamics.prior(self.tokens, self.context).float().log_softmax(-1)  # (B, h, w, K)
-        return -(logits.exp() * logits).sum(-1).cpu()
+        return self.engine.layout.seen(-(logits.exp() * logits).sum(-1)).cpu()
 
     def step(self, actions: ArrayLike | Tensor) -> Tensor:
         """Take actions (B, ...), or one action for all rows; returns the next frames (B, H, W, 3) uint8."""
@@ -200,7 +202,8 @@ class Dream:
     @_in_its_precision
     def render(self) -> Tensor:
         """Return the newest frames (B, H, W, 3) uint8."""
-        return frames_from_model(self.engine.steps(self.sampling.compile).decode(self.tokens)).cpu()
+        seen = self.engine.layout.seen(self.tokens)
+        return frames_from_model(self.engine.steps(self.sampling.compile).decode(seen)).cpu()
 
     def reset(
         self,
@@ -213,7 +216,7 @@ class Dream:
 
         Args:
             rows: (n,) indices, or (B,) bool.
-            frames: (n, C, H, W, 3) uint8, their contexts; C may be another than before.
+            frames: (n, C, H, W, 3) uint8, their contexts, seen in silence; C may be another than before.
             actions: (n, C - 1, ...), those between the context frames.
             row_seeds: (n,) new seeds; where they are left out, rows keep theirs, and dream again what they would from
                 the same context under the same actions.

@@ -13,6 +13,7 @@ from worldvq.models.dynamics import Dynamics, DynamicsOutput, DynamicsState
 from worldvq.models.sampling import Pace
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.types import ActionSpace
+from worldvq.world.codec import SoundCodec
 
 
 class Steps(NamedTuple):
@@ -62,12 +63,15 @@ class Engine:
     Attributes:
         tokenizer: Frames to tokens and back.
         dynamics: Next tokens from past tokens and actions.
+        codec: Sound to tokens and back; None in a world without sound.
+        layout: Where in a grid of tokens stands what is seen and what is heard.
         action_space: What actions are.
         device: Where it runs. Tensors that go in may be anywhere; what comes out is on the CPU.
     """
 
-    def __init__(self, tokenizer: Tokenizer, dynamics: Dynamics):
-        self.tokenizer, self.dynamics = tokenizer.eval(), dynamics.eval()
+    def __init__(self, tokenizer: Tokenizer, dynamics: Dynamics, codec: SoundCodec | None = None):
+        self.tokenizer, self.dynamics, self.codec = tokenizer.eval(), dynamics.eval(), codec
+        self.layout = dynamics.layout
         self.action_space: ActionSpace = dynamics.action_space
         self.device = next(dynamics.parameters()).device
         self._paces: dict[int, Pace] = {}
@@ -83,11 +87,21 @@ class Engine:
             self._steps[compiled] = make_steps(self.tokenizer, self.dynamics, compiled)
         return self._steps[compiled]
 
-    def tokenize(self, frames: Tensor) -> Tensor:
+    @property
+    def samples(self) -> int:
+        """Samples of sound in a step."""
+        return self.codec.hop * self.layout.sound.num_tokens if self.codec and self.layout.sound else 0
+
+    def tokenize(self, frames: Tensor, sounds: Tensor | None = None) -> Tensor:
         """Return the tokens (B, T, h, w) of frames (B, T, H, W, 3) uint8.
 
+        Args:
+            frames: What is seen.
+            sounds: (B, T, S) int16, what was heard before each of them, as in a :class:`~worldvq.types.Clip`; silence
+                where left out. A world without sound does not listen.
+
         Raises:
-            UsageError: They are no such frames, or of another size.
+            UsageError: They are no such frames or sounds, or of another size.
         """
         height, width = self.tokenizer.config.frame_size
         if frames.ndim != 5 or tuple(frames.shape[2:]) != (height, width, 3) or frames.dtype != torch.uint8:
@@ -95,8 +109,21 @@ class Engine:
             raise UsageError(
                 f"frames are {dtype}{list(frames.shape)}, this world takes uint8 (B, T, {height}, {width}, 3)"
             )
-        return self.tokenizer.tokenize(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        seen = self.tokenizer.tokenize(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        return self.layout.join(seen, self._listen(frames, sounds))
+
+    def _listen(self, frames: Tensor, sounds: Tensor | None) -> Tensor | None:
+        """Return the tokens (B, T, A) of what was heard before frames; None in a world without sound."""
+        if self.codec is None:
+            return None
+        shape = (*frames.shape[:2], self.samples)
+        if sounds is None:
+            sounds = torch.zeros(shape, dtype=torch.int16)
+        if sounds.shape != shape or sounds.dtype != torch.int16:
+            dtype = str(sounds.dtype).removeprefix("torch.")
+            raise UsageError(f"sounds are {dtype}{list(sounds.shape)}, this world takes int16 {list(shape)} with them")
+        return self.codec.encode(sounds.flatten(0, 1)).unflatten(0, shape[:2])
 
     def render(self, tokens: Tensor) -> Tensor:
         """Return the frames (B, T, H, W, 3) uint8 of tokens (B, T, h, w)."""
-        return self.tokenizer.render(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        return self.tokenizer.render(self.layout.seen(tokens).flatten(0, 1)).unflatten(0, tokens.shape[:2])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from worldvq.config.env import SoundFormat
 from worldvq.config.yaml_loading import build
 from worldvq.errors import CorruptFileError, UsageError, plural
 from worldvq.files.atomic import write_together
@@ -19,54 +21,25 @@ from worldvq.files.reading import read_sealed, seal
 from worldvq.files.weights import hash_module, module_bytes
 from worldvq.models.config import DynamicsConfig, SamplingConfig, TokenizerConfig
 from worldvq.models.dynamics import Dynamics
+from worldvq.models.layout import SoundTokens, TokenLayout
 from worldvq.models.loading import dynamics_size, load_checked, tokenizer_size
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.devices import resolve_device
 from worldvq.nn.symlog import expected_reward
 from worldvq.types import ActionSpace, TokenClip, as_tensor
 from worldvq.world.actions import stored_actions
+from worldvq.world.codec import SoundCodec
 from worldvq.world.dream import Dream
 from worldvq.world.engine import Engine
+from worldvq.world.results import Imagined, Scores
 
 FORMAT_VERSION = 3
+SOUND_VERSION = 4
+"""Of a world with sound, which older versions cannot read."""
+MAX_SOUND_TOKENS = 4096
+"""Of a step, in a file that nobody vouches for."""
 WORLD_FILE = "world.json"
 """What a folder has that holds a world."""
-
-
-class Imagined(NamedTuple):
-    """N imagined frames of B worlds.
-
-    Attributes:
-        tokens: (B, N, h, w) int64.
-        rewards: (B, N) predicted reward of the transition into each imagined frame.
-        termination: (B, N) probability that this transition ended the task.
-        passes: (B, N) passes through the prior that each frame took; h*w where it was drawn token by token.
-    """
-
-    tokens: Tensor
-    rewards: Tensor
-    termination: Tensor
-    passes: Tensor
-
-
-class Scores(NamedTuple):
-    """How well recorded clips are predicted, teacher-forced, for frames ``context`` … T - 1.
-
-    Attributes:
-        nats: (B, N, h, w) negative log-likelihood of each token given all frames before, in nats.
-        rewards: (B, N) predicted reward of the transition into each frame.
-        rewards_true: (B, N) recorded.
-        termination: (B, N) predicted probability that this transition ended the task.
-        termination_true: (B, N) recorded, bool.
-        mask: (B, N) True where the frame exists.
-    """
-
-    nats: Tensor
-    rewards: Tensor
-    rewards_true: Tensor
-    termination: Tensor
-    termination_true: Tensor
-    mask: Tensor
 
 
 class WorldModel:
@@ -75,22 +48,31 @@ class WorldModel:
     Attributes:
         tokenizer: Frames to tokens and back.
         dynamics: Next tokens from past tokens and actions.
+        codec: Sound to tokens and back; None in a world without sound.
         action_space: What actions are.
         meta: JSON values that say what the dataset was (environment, sizes, versions), and how it was trained.
         engine: What dreams are made with.
         device: Where it runs. Tensors that go in may be anywhere; what comes out is on the CPU.
     """
 
-    def __init__(self, tokenizer: Tokenizer, dynamics: Dynamics, meta: dict[str, Any]):
+    def __init__(self, tokenizer: Tokenizer, dynamics: Dynamics, meta: dict[str, Any], codec: SoundCodec | None = None):
+        layout = dynamics.layout
         require_same(
             {"grid": tokenizer.grid, "num_codes": tokenizer.num_codes},
-            {"grid": dynamics.grid, "num_codes": dynamics.num_codes},
+            {"grid": layout.frame, "num_codes": layout.num_frame_codes},
             ("the tokenizer has", "the dynamics expects"),
             "tokenizer and dynamics do not fit together",
             "train the dynamics on this tokenizer's tokens",
         )
-        self.engine = Engine(tokenizer, dynamics)
-        self.tokenizer, self.dynamics = tokenizer, dynamics
+        require_same(
+            {"sound_codes": codec and codec.tokenizer.num_codes},
+            {"sound_codes": layout.sound and layout.sound.num_codes},
+            ("the codec has", "the dynamics expects"),
+            "codec and dynamics do not fit together",
+            "give the codec of sound that made the dynamics' tokens",
+        )
+        self.engine = Engine(tokenizer, dynamics, codec)
+        self.tokenizer, self.dynamics, self.codec = tokenizer, dynamics, codec
         self.meta = meta
         self.action_space = dynamics.action_space
         self.device = self.engine.device
@@ -106,8 +88,8 @@ class WorldModel:
 
     def hash(self) -> str:
         """Return the SHA-256 of all weights, as hex."""
-        both = hash_module(self.tokenizer) + hash_module(self.dynamics)
-        return hashlib.sha256(both.encode()).hexdigest()
+        models = [self.tokenizer, self.dynamics, *([self.codec.tokenizer] if self.codec else [])]
+        return hashlib.sha256("".join(map(hash_module, models)).encode()).hexdigest()
 
     def description(self) -> dict[str, Any]:
         """Return, as JSON values, the configs of both models, hashes of their weights, the actions and ``meta``."""
@@ -118,6 +100,16 @@ class WorldModel:
             "dynamics_hash": hash_module(self.dynamics),
             "action_space": self.action_space.to_json(),
             "meta": self.meta,
+            **self._sound_description(),
+        }
+
+    def _sound_description(self) -> dict[str, Any]:
+        if self.codec is None or self.dynamics.layout.sound is None:
+            return {}
+        return {
+            "sound_tokens": self.dynamics.layout.sound.num_tokens,
+            "codec": self.codec.tokenizer.config.model_dump(mode="json"),
+            "codec_hash": hash_module(self.codec.tokenizer),
         }
 
     @property
@@ -125,16 +117,21 @@ class WorldModel:
         """Height and width of a frame."""
         return self.tokenizer.config.frame_size
 
+    @property
+    def sound_format(self) -> SoundFormat | None:
+        """What is heard in a step; None in a world without sound."""
+        return SoundFormat(rate=self.codec.rate, samples=self.engine.samples) if self.codec else None
+
     def save(self, folder: Path | str) -> None:
         """Write the world; a half-written world is none, and where the disk is full an older one stays."""
         folder = Path(folder)
-        write_together(
-            {
-                folder / "tokenizer.safetensors": module_bytes(self.tokenizer),
-                folder / "dynamics.safetensors": module_bytes(self.dynamics),
-                folder / WORLD_FILE: seal({"format_version": FORMAT_VERSION, **self.description()}),
-            }
-        )
+        version = FORMAT_VERSION if self.codec is None else SOUND_VERSION
+        files = {
+            folder / "tokenizer.safetensors": module_bytes(self.tokenizer),
+            folder / "dynamics.safetensors": module_bytes(self.dynamics),
+            folder / WORLD_FILE: seal({"format_version": version, **self.description()}),
+        }
+        write_together((self.codec.files(folder) if self.codec else {}) | files)
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto") -> WorldModel:
@@ -154,10 +151,10 @@ class WorldModel:
             raise UsageError(f"no world in {folder}: make one with `worldvq train dynamics` or `worldvq demo`")
         data = read_sealed(path)
         version = data.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in (FORMAT_VERSION, SOUND_VERSION):
             raise UsageError(
-                f"{path} is of format {version}, this version of worldvq reads format {FORMAT_VERSION}: use the "
-                "version that wrote it, or train the world again"
+                f"{path} is of format {version}, this version of worldvq reads formats {FORMAT_VERSION} and "
+                f"{SOUND_VERSION}: use the version that wrote it, or train the world again"
             )
         where = resolve_device(device)
         try:
@@ -165,25 +162,66 @@ class WorldModel:
             dynamics_config = build(DynamicsConfig, data["dynamics"], str(path))
             action_space = ActionSpace.from_json(data["action_space"])
             meta = dict(data["meta"])
+            codec = SoundCodec.load(folder, device) if version == SOUND_VERSION else None
+            sound = codec and SoundTokens(int(data["sound_tokens"]), codec.tokenizer.num_codes)
+            if sound and not 0 < sound.num_tokens <= MAX_SOUND_TOKENS:
+                raise ValueError(f"sound_tokens {sound.num_tokens}: 1 to {MAX_SOUND_TOKENS}")
+            layout = TokenLayout(config.grid, config.quantizer.num_codes, sound)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptFileError(f"{path} is damaged: {error}") from None
-        shape = (config.grid, config.quantizer.num_codes, action_space)
+        shape = (layout.frame, layout.num_frame_codes, action_space, sound)
         files = [folder / f"{name}.safetensors" for name in ("tokenizer", "dynamics")]
         tokenizer = load_checked(files[0], tokenizer_size(config), lambda: Tokenizer(config))
-        size = dynamics_size(dynamics_config, *shape)
+        size = dynamics_size(dynamics_config, layout.grid, layout.num_codes, action_space)
         dynamics = load_checked(files[1], size, lambda: Dynamics(dynamics_config, *shape))
         for file, module in zip(files, (tokenizer, dynamics), strict=True):
             if data.get(f"{file.stem}_hash") not in (None, hash_module(module)):
                 raise CorruptFileError(f"{file} is damaged: its hash is not the one in {path}")
-        return cls(tokenizer.to(where), dynamics.to(where), meta)
+        if codec and data.get("codec_hash") != hash_module(codec.tokenizer):
+            raise CorruptFileError(f"{folder}: the codec of sound in it is not the one that {path} names")
+        return cls(tokenizer.to(where), dynamics.to(where), meta, codec)
 
-    def tokenize(self, frames: ArrayLike | Tensor) -> Tensor:
-        """Return the tokens (B, T, h, w) int64 of frames (B, T, H, W, 3) uint8."""
-        return self.engine.tokenize(as_tensor(frames))
+    def tokenize(self, frames: ArrayLike | Tensor, sounds: ArrayLike | Tensor | None = None) -> Tensor:
+        """Return the tokens (B, T, h, w) int64 of frames (B, T, H, W, 3) uint8.
+
+        With those of what was heard before each of them, ``sounds`` (B, T, S) int16, in a world with sound: silence
+        where that is left out.
+        """
+        return self.engine.tokenize(as_tensor(frames), None if sounds is None else as_tensor(sounds))
 
     def render(self, tokens: ArrayLike | Tensor) -> Tensor:
         """Return the frames (B, T, H, W, 3) uint8 of tokens (B, T, h, w)."""
         return self.engine.render(as_tensor(tokens))
+
+    def hear(
+        self,
+        tokens: ArrayLike | Tensor,
+        known: ArrayLike | Tensor | None = None,
+        seed: int = 0,
+        row_seeds: ArrayLike | None = None,
+        **sampling: Any,
+    ) -> np.ndarray:
+        """Draw the sound of frames, one sample after the other.
+
+        Args:
+            tokens: (B, T, h, w) of frames that follow each other.
+            known: (B, n) int16, samples with which it begins; what is drawn goes on from there without a jump.
+            seed: See :meth:`imagine`, likewise ``row_seeds``.
+            row_seeds: (B,) integers.
+            **sampling: How samples are drawn; what is left out is as :class:`~worldvq.models.config.SamplingConfig` has
+                it.
+
+        Returns:
+            (B, T * S) int16, of which the first n are ``known``: what is heard before each frame.
+
+        Raises:
+            UsageError: This is a world without sound.
+        """
+        if self.codec is None:
+            raise UsageError("this world has no sound: record some (env.audio_key), and tokenize it with --codec")
+        heard = self.dynamics.layout.heard(as_tensor(tokens)).flatten(1)
+        nobody = torch.zeros(len(heard), dtype=torch.int64)
+        return self.codec.decode(heard, nobody, seed, row_seeds, known, **sampling)
 
     def imagine(
         self,
@@ -196,7 +234,8 @@ class WorldModel:
         """Imagine what follows C frames under given actions.
 
         Args:
-            frames: (B, C, H, W, 3) uint8, the context; a tensor or an array.
+            frames: (B, C, H, W, 3) uint8, the context; a tensor or an array. In a world with sound they are seen in
+                silence: give what was heard to :meth:`tokenize`, and its tokens to :meth:`imagine_tokens`.
             actions: (B, C - 1 + N, ...): those between the context frames, then those of the imagined steps.
             seed: Same seed, same video.
             row_seeds: (B,) integers, the rows' own seeds: with the same one, a row is the same in whatever batch it
@@ -260,13 +299,15 @@ class WorldModel:
         logits = prediction.logits[:, context - 1 :].float()
         nats = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
         into = slice(context - 1, -1)  # transition t leads into frame t + 1
+        layout = self.dynamics.layout
         parts = (
-            nats,
+            layout.seen(nats),
             expected_reward(prediction.rewards)[:, into],
             clip.rewards[:, into],
             prediction.termination.float().sigmoid()[:, into],
             clip.terminated[:, into],
             clip.mask[:, context:],
+            nats[:, :, layout.frame[0] :].flatten(2)[..., : layout.sound.num_tokens if layout.sound else 0],
         )
         return Scores(*(part.cpu() for part in parts))
 

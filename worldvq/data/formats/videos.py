@@ -242,7 +242,7 @@ def _steps(track: Track | None, video: Video, every: int) -> Steps:
 def _episode(video: Video, actions: np.ndarray, steps: Steps, size: tuple[int, int], fit: Fit, every: int) -> Episode:
     assert video.decoded is not None
     frames = read_video(video.path, video.decoded, lambda frame: np.array(fit_image(frame, size, fit)), every)
-    return Episode(np.stack(frames), actions, steps.rewards, **steps.ending, meta=video.about())
+    return Episode(np.stack(frames), actions, steps.rewards, meta=video.about(), sounds=None, **steps.ending)
 
 
 def _check_same(before: EpisodeStore, number: int, video: Video, actions: np.ndarray, steps: Steps) -> None:
