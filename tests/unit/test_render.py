@@ -13,7 +13,7 @@ from PIL import Image
 
 from worldvq.errors import RunError, UsageError
 from worldvq.media import pictures, tiles
-from worldvq.media.videos import VIDEO_SUFFIXES, probe_video, write_video
+from worldvq.media.videos import VIDEO_SUFFIXES, Sound, decode_sound, probe_video, write_video
 from worldvq.types import ActionSpace
 
 FORWARD_TURN = ActionSpace("discrete", nvec=(2,), names=("forward", "turn"))
@@ -42,6 +42,36 @@ def test_frame_count_and_size_are_exact(tmp_path, suffix, num_frames, height, wi
     even = suffix == ".mp4"
     assert probe_video(path) == (num_frames, height + (even and height % 2), width + (even and width % 2))
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+@pytest.mark.parametrize(("rate", "samples"), [(2_000, 96), (11_025, 1_260)])
+def test_sound_is_as_long_as_the_picture_and_stays_where_it_was(tmp_path, suffix, rate, samples):
+    """Silence, a tone of 400 Hz, silence; decoded by ffmpeg at the sound's own rate."""
+    wave = 0.5 * np.sin(2 * np.pi * 400 * np.arange(12 * samples) / rate)
+    wave[: 4 * samples] = wave[8 * samples :] = 0
+    sound = Sound(np.rint(wave * 2**15).astype(np.int16), rate)
+    path = write_video(tmp_path / f"v{suffix}", moving_square(12, 32, 48), fps=rate / samples, sound=sound)
+    assert probe_video(path) == (12, 32, 48)
+    found = decode_sound(path, rate)
+    assert abs(len(found) - 12 * samples) / rate < 0.03
+    steps = found[: 11 * samples].reshape(11, samples) / 2**15
+    level = np.sqrt((steps**2).mean(1))
+    assert level[5:7] == pytest.approx(0.5 / 2**0.5, rel=0.1) and max(level[:3].max(), level[9:].max()) < 0.05
+    spectrum = np.abs(np.fft.rfft(steps[5:7].ravel() * np.hanning(2 * samples)))
+    assert np.argmax(spectrum) * rate / (2 * samples) == pytest.approx(400, abs=rate / samples)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_gif_is_silent_and_a_sound_that_comes_out_too_short_is_refused(tmp_path, monkeypatch):
+    sound = Sound(np.zeros(2_000, np.int16), 8_000)
+    assert probe_video(write_video(tmp_path / "v.gif", moving_square(2, 16, 16), fps=8, sound=sound))[0] == 2
+    with pytest.raises(RunError, match="does not decode"):
+        decode_sound(tmp_path / "v.gif")
+    monkeypatch.setattr("worldvq.media.videos.decode_sound", lambda path: np.zeros(4_800, np.int16))
+    with pytest.raises(RunError, match=r"wrote 0\.100 s of sound instead of 0\.250"):
+        write_video(tmp_path / "v.mp4", moving_square(2, 16, 16), fps=8, sound=sound)
+    assert [file.name for file in tmp_path.iterdir()] == ["v.gif"]
 
 
 @pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)

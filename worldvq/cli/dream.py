@@ -47,7 +47,12 @@ def imagine_command(
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
-    fps: Annotated[float, typer.Option(min=0.1, help="Frames a second of the video.")] = 6,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="Frames a second of the video. Default: 6, and with sound as many as were recorded."
+        ),
+    ] = None,
     scale: ScaleOption = None,
     device: DeviceOption = "auto",
 ) -> None:

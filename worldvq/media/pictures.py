@@ -35,7 +35,7 @@ from worldvq.media.tiles import (
     text,
     tile,
 )
-from worldvq.media.videos import write_video
+from worldvq.media.videos import Sound, write_video
 from worldvq.types import ActionSpace
 
 CONTEXT: Color = (94, 160, 236)
@@ -289,17 +289,18 @@ def save_rollout(
     context: int,
     fps: float = 6,
     scale: int | None = None,
+    sound: Sound | None = None,
 ) -> tuple[Path, Path]:
     """Write a rollout video (.mp4, .gif or .webm) and, beside it, a PNG strip of its first clip.
 
-    Arguments as in :func:`rollout_frames`.
+    Arguments as in :func:`rollout_frames`, and the sound of the video.
 
     Returns:
         The paths of the video and of the strip.
     """
     out = Path(out)
     frames = rollout_frames(real, reconstruction, imagined, actions, action_space, context, scale)
-    write_video(out, frames, fps=fps, expected=context + np.asarray(imagined).shape[1])
+    write_video(out, frames, fps=fps, expected=context + np.asarray(imagined).shape[1], sound=sound)
     clip = None if real is None else np.asarray(real)[0]
     rebuilt, dream, taken = (np.asarray(array)[0] for array in (reconstruction, imagined, actions))
     picture = strip(clip, rebuilt, dream, taken, action_space, context, scale)

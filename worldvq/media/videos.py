@@ -14,7 +14,7 @@ import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,28 @@ _CODECS = {
     ".webm": ["-c:v", "libvpx-vp9", "-crf", "24", "-b:v", "0", "-deadline", "good", "-cpu-used", "5", *_BT709],
     ".gif": ["-c:v", "gif", "-loop", "0"],
 }
+
+
+# Brought to a rate that both codecs know, whatever the sound's own is: WebM plays Opus, and Opus knows five.
+_SOUND = {
+    ".mp4": ["-c:a", "aac", "-b:a", "128k", "-ar", "48000"],
+    ".webm": ["-c:a", "libopus", "-b:a", "96k", "-ar", "48000"],
+}
+SLACK = 0.06
+"""Seconds by which a decoded sound may be longer or shorter: codecs write whole blocks, of 20 ms or so."""
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A sound track: samples (N,) int16 of one channel, and how many of them a second."""
+
+    samples: np.ndarray
+    rate: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return len(self.samples) / self.rate
 
 
 def ffmpeg() -> str:
@@ -73,17 +95,25 @@ def last_line(text: bytes) -> str:
 
 
 def _encode(
-    frames: Iterable[np.ndarray], path: Path, suffix: str, size: tuple[int, int], fps: float, scale: int
+    frames: Iterable[np.ndarray],
+    path: Path,
+    suffix: str,
+    size: tuple[int, int],
+    fps: float,
+    scale: int,
+    sound: list[str],
 ) -> int:
-    """Feed frames of ``size`` (H, W) to ffmpeg; returns how many there were.
+    """Feed frames of ``size`` (H, W) to ffmpeg, with what says where the sound is; returns how many there were.
 
     Raises:
         OSError: The disk is full, or the file may not grow further.
         RunError: Anything else went wrong.
     """
     height, width = size
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "pipe:0"]
-    sink = ["-vf", _filters(suffix, scale), "-fps_mode", "passthrough", *_CODECS[suffix], "-f", suffix[1:], str(path)]
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:.12g}", "-i", "pipe:0"]
+    source += sound
+    codecs = [*_CODECS[suffix], *(_SOUND[suffix] if sound else [])]
+    sink = ["-vf", _filters(suffix, scale), "-fps_mode", "passthrough", *codecs, "-f", suffix[1:], str(path)]
     count = 0
     with tempfile.TemporaryFile() as messages:
         command = [ffmpeg(), "-v", "error", "-nostdin", "-y", *source, *sink]
@@ -115,6 +145,18 @@ def _encode(
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise RunError(f"ffmpeg failed with status {status}: {last_line(text)}")
     return count
+
+
+@contextlib.contextmanager
+def _sound_source(sound: Sound | None) -> Iterator[list[str]]:
+    """Yield the arguments that give ffmpeg a sound, in a file of its own, as the pipe is for the frames."""
+    if sound is None:
+        yield []
+        return
+    with tempfile.TemporaryDirectory(prefix="worldvq-") as folder:
+        path = Path(folder) / "sound"
+        path.write_bytes(np.ascontiguousarray(sound.samples, "<i2").tobytes())
+        yield ["-f", "s16le", "-ar", str(sound.rate), "-ac", "1", "-i", str(path)]
 
 
 @dataclass(frozen=True)
@@ -155,6 +197,40 @@ def probe_video(path: Path) -> tuple[int, int, int]:
     return len(decoded.times), *decoded.size
 
 
+def decode_sound(path: Path, rate: int = 48_000) -> np.ndarray:
+    """Decode the sound of a video to its end: samples (N,) int16 of one channel at ``rate``.
+
+    Raises:
+        RunError: The file is missing, has no sound, or does not decode to its end.
+    """
+    source = ["-protocol_whitelist", "file", "-i", str(path.absolute()), "-vn", "-sn", "-dn"]
+    command = [
+        ffmpeg(),
+        "-v",
+        "error",
+        "-nostdin",
+        "-xerror",
+        *source,
+        "-ac",
+        "1",
+        "-ar",
+        str(rate),
+        "-f",
+        "s16le",
+        "-",
+    ]
+    result = subprocess.run(command, capture_output=True, check=False)
+    if result.returncode != 0:
+        raise RunError(f"the sound of {path.name} does not decode: {last_line(result.stderr)}")
+    return np.frombuffer(result.stdout, "<i2")
+
+
+def _check_sound(path: Path, sound: Sound) -> None:
+    seconds = len(decode_sound(path)) / 48_000
+    if abs(seconds - sound.seconds) > SLACK:
+        raise RunError(f"the encoder wrote {seconds:.3f} s of sound instead of {sound.seconds:.3f}")
+
+
 def _check_written(path: Path, count: int, size: tuple[int, int]) -> None:
     found, height, width = probe_video(path)
     if found != count:
@@ -169,6 +245,7 @@ def write_video(
     fps: float = 15,
     scale: int | None = 1,
     expected: int | None = None,
+    sound: Sound | None = None,
 ) -> Path:
     """Write frames as a video that is known to decode to exactly these frames.
 
@@ -181,6 +258,7 @@ def write_video(
         fps: Frames a second.
         scale: Whole factor of enlargement, nearest neighbour.
         expected: How many frames there must be, where the caller knows.
+        sound: What is heard from the first frame on, AAC in ``.mp4``, Opus in ``.webm``; a ``.gif`` is silent.
 
     Returns:
         The path.
@@ -213,10 +291,13 @@ def write_video(
         remove_stale(path.parent, path.name)
         try:
             checked = itertools.chain([first], (_check_frame(frame, first.shape) for frame in iterator))
-            count = _encode(checked, temporary, suffix, (first.shape[0], first.shape[1]), fps, int(factor))
+            with _sound_source(sound if suffix in _SOUND else None) as source:
+                count = _encode(checked, temporary, suffix, (first.shape[0], first.shape[1]), fps, int(factor), source)
             if expected is not None and count != expected:
                 raise RunError(f"there were {count} frames where {expected} were expected")
             _check_written(temporary, count, (height, width))
+            if sound is not None and suffix in _SOUND:
+                _check_sound(temporary, sound)
             temporary.replace(path)
         except RunError as error:
             raise RunError(f"cannot write the video '{path}': {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from worldvq.errors import UsageError
 from worldvq.evaluation.config import EvaluateConfig
 from worldvq.evaluation.protocol import check_fits
 from worldvq.media.pictures import paper_figure, save_png, save_rollout
+from worldvq.media.videos import Sound
 from worldvq.types import ActionSpace, Clip
 from worldvq.world.actions import find_action, read_actions
 from worldvq.world.model import WorldModel
 
 PAPER = (("forward",), ("turn_right", "look_right", "right"))
 """The two rows of the figure of the VQ-VAE paper: what the name of the action ends with, best first."""
+SILENT_FPS = 6
 CANDIDATES = EvaluateConfig().clips
 """Of so many held-out clips some are shown: those that an evaluation scores, unless it was told otherwise."""
 
@@ -35,10 +38,13 @@ def imagine(
     seed: int,
     sampling: dict[str, Any],
     device: str = "auto",
-    fps: float = 6,
+    fps: float | None = None,
     scale: int | None = None,
 ) -> list[Path]:
     """Write the rollout video and its strip, or the paper's figure.
+
+    In a world with sound the video has that of its first clip: what was recorded for as long as frames are given, and
+    then what is dreamt. The sound between two frames is heard while the first of them is shown.
 
     Args:
         world_folder: A trained world.
@@ -51,7 +57,7 @@ def imagine(
         seed: Of the contexts and of the sampling.
         sampling: ``temperature``, ``top_k``, ``top_p``; what is missing or None is the world's own.
         device: See :meth:`WorldModel.load`.
-        fps: Frames a second of the video.
+        fps: Frames a second of the video; None is 6 or, in a world with sound, as many as were recorded in a second.
         scale: Pixels of the video a pixel of a frame; see :func:`worldvq.media.pictures.rollout_frames`.
 
     Returns:
@@ -64,6 +70,7 @@ def imagine(
     sampling = world.sampling_with(sampling)
     store = EpisodeStore.open(data)
     check_fits(world, store)
+    fps = _frames_per_second(world, fps)
     # With recorded actions the whole window must exist; otherwise the context is enough.
     length = context + num_frames if actions == "recorded" else context
     setting = "--context + --frames" if actions == "recorded" else "--context"
@@ -76,11 +83,32 @@ def imagine(
         taken = torch.cat(
             [clip.actions[:, : context - 1], _chosen(world.action_space, actions, num_frames, len(taken))], 1
         )
-    imagined = world.imagine(clip.frames[:, :context], taken, seed=seed, **sampling)
+    tokens = world.tokenize(clip.frames, clip.sounds)
+    imagined = world.imagine_tokens(tokens[:, :context], taken, seed, **sampling).tokens
     real = clip.frames.numpy() if actions == "recorded" else None  # else what was imagined stands alone
-    reconstruction = world.render(world.tokenize(clip.frames))
-    rebuilt, dreamt, acted = (part.numpy() for part in (reconstruction, imagined, taken))
-    return list(save_rollout(out, real, rebuilt, dreamt, acted, world.action_space, context, fps, scale))
+    rebuilt, dreamt, acted = (part.numpy() for part in (world.render(tokens), world.render(imagined), taken))
+    sound = _heard(world, clip, torch.cat([tokens[:1, :context], imagined[:1]], dim=1), context, seed)
+    return list(save_rollout(out, real, rebuilt, dreamt, acted, world.action_space, context, fps, scale, sound))
+
+
+def _frames_per_second(world: WorldModel, fps: float | None) -> float:
+    """Return the frames a second of a video of a world."""
+    if world.sound_format is None:
+        return SILENT_FPS if fps is None else fps
+    real = world.sound_format.steps_per_second
+    if fps is not None and not math.isclose(fps, real, rel_tol=1e-3):
+        raise UsageError(f"--fps {fps:g}: sound and picture go together at {real:.4g} frames a second: leave --fps out")
+    return real
+
+
+def _heard(world: WorldModel, clip: Clip, tokens: torch.Tensor, context: int, seed: int) -> Sound | None:
+    """Return the sound of the first clip, tokens (1, T, h, w): as recorded between the given frames, then as dreamt."""
+    if world.sound_format is None or clip.sounds is None:
+        return None
+    known = clip.sounds[:1, 1:context].flatten(1)
+    samples = world.hear(tokens[:, 1:], known, seed)[0]
+    last = np.zeros(world.sound_format.samples, np.int16)  # the last frame is shown, too
+    return Sound(np.concatenate([samples, last]), world.sound_format.rate)
 
 
 def _chosen(space: ActionSpace, actions: str, num_frames: int, batch: int) -> torch.Tensor:
