@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +21,15 @@ from worldvq.stages.experiment import ExperimentConfig
 from worldvq.stages.imagine import imagine
 from worldvq.stages.interventions import intervene
 from worldvq.stages.record import record
+from worldvq.stages.sound import train_sound
 from worldvq.stages.tokenizer import train_tokenizer
 from worldvq.stages.tokens import tokenize
 from worldvq.training.checkpoints import Checkpoints
 from worldvq.world.model import WorldModel
 
 FOLDERS = ("data", "tokenizer", "tokens", "dynamics", "world", "report")
+SOUND = "sound"
+"""Beside them, of a world with sound."""
 
 
 def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None], device: str = "auto") -> dict[str, Any]:
@@ -49,8 +53,12 @@ def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None], dev
 
     stage("record", lambda: record(config.env, config.record, data).close())
     stage("train tokenizer", lambda: train_tokenizer(config, data, tokenizer, device=device))
-    stage("tokenize", lambda: tokenize(tokenizer, data, tokens, device))
-    stage("train dynamics", lambda: train_dynamics(config, tokens, tokenizer, dynamics, world, device=device))
+    sound = out / SOUND if config.env.audio_key is not None else None
+    if sound is not None:
+        stage("train sound", lambda: train_sound(config, data, sound, device=device))
+    stage("tokenize", lambda: tokenize(tokenizer, data, tokens, device, sound))
+    train = functools.partial(train_dynamics, config, tokens, tokenizer, dynamics, world, device=device, sound=sound)
+    stage("train dynamics", train)
     stage("evaluate", lambda: _evaluate_once(world, data, report, config.evaluate, device, say))
     stage("render", lambda: _render(world, data, out, config.evaluate, device))
     return {**read_json(report / REPORT, MAX_REPORT), "stage_seconds": seconds}

@@ -1,0 +1,77 @@
+"""How often what is heard in reality is heard in the dream: onsets of sound, step by step, beside shuffled actions.
+
+An onset is a step at least twice as loud as the one before it, and louder than the threshold (RMS, of full scale).
+Dreams get the recorded actions, or those of another clip; their onsets are held against those of what was recorded.
+
+    python tools/hear_dreams.py --world runs/shots/world --data runs/shots/data
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from worldvq.data.clips import heldout_clips, read_clips
+from worldvq.data.episodes import EpisodeStore
+from worldvq.world.model import WorldModel
+
+
+def onsets(samples: np.ndarray, step: int, threshold: float) -> np.ndarray:
+    """Return in which steps (B, T - 1) of sounds (B, T * step) int16 something begins; the first has none before it."""
+    loud = np.sqrt(np.square(samples.reshape(len(samples), -1, step) / 2**15).mean(-1))
+    return (loud[:, 1:] > threshold) & (loud[:, 1:] > 2 * loud[:, :-1])
+
+
+def near(found: np.ndarray, slack: int) -> np.ndarray:
+    """Return which steps have one within ``slack`` steps."""
+    padded = np.pad(found, ((0, 0), (slack, slack)))
+    return np.any([padded[:, i : i + found.shape[1]] for i in range(2 * slack + 1)], axis=0)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--context", type=int, default=6)
+    parser.add_argument("--horizon", type=int, default=20)
+    parser.add_argument("--threshold", type=float, default=0.02)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--temperature", type=float, default=None, help="Of the tokens. Default: the world's own.")
+    arguments = parser.parse_args()
+    world, store = WorldModel.load(arguments.world, "cpu"), EpisodeStore.open(arguments.data)
+    context, length = arguments.context, arguments.context + arguments.horizon
+    clip = read_clips(store, heldout_clips(store, arguments.clips, length, arguments.seed), length)
+    assert clip.sounds is not None
+    step, tokens = world.engine.samples, world.tokenize(clip.frames, clip.sounds)
+    actions = clip.actions[:, :-1]
+    shuffled = actions.clone()
+    shuffled[:, context - 1 :] = actions.roll(1, 0)[:, context - 1 :]
+    sampling = world.sampling_with({"temperature": arguments.temperature})
+    known = clip.sounds[:, 1:context].flatten(1)
+
+    def heard(all_tokens: torch.Tensor) -> np.ndarray:
+        samples = world.hear(all_tokens[:, 1:], known, arguments.seed)
+        return onsets(samples[:, (context - 2) * step :], step, arguments.threshold)
+
+    def dream(taken: torch.Tensor) -> torch.Tensor:
+        imagined = world.imagine_tokens(tokens[:, :context], taken, arguments.seed, **sampling).tokens
+        return torch.cat([tokens[:, :context], imagined], dim=1)
+
+    real = onsets(clip.sounds[:, context - 1 :].flatten(1).numpy(), step, arguments.threshold)
+    print(f"{len(real)} clips, {real.size:,} steps, onsets in {real.mean():.1%} of them; heard in the same step, +-1")
+    print("| | of the real onsets heard | of those heard, real | onsets in |\n|---|---|---|---|")
+    rows = {"codec": tokens, "dream": dream(actions), "shuffled actions": dream(shuffled)}
+    for name, found in ((name, heard(one)) for name, one in rows.items()):
+        recall = [near(found, slack)[real].mean() for slack in (0, 1)]
+        precision = [near(real, slack)[found].mean() for slack in (0, 1)]
+        cells = ("{:.0%}, {:.0%}".format(*values) for values in (recall, precision))
+        print(f"| {name} | {' | '.join(cells)} | {found.mean():.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
