@@ -24,7 +24,7 @@ class SoundPrior(nn.Module):
 
     def initialize_embeddings(self, codebook: Tensor) -> None:
         """Start token embeddings as random projections of the codes (K, D), so that like codes start alike."""
-        start_like_codes(self.prior.embed, codebook)
+        start_like_codes(self.prior.embed.weight, codebook)
 
     def _context(self, speakers: Tensor, length: int) -> Tensor:
         return self.speaker(speakers)[:, None, None].expand(-1, 1, length, -1)

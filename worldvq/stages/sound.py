@@ -47,7 +47,8 @@ def open_codec(codec: Path, data: Path, device: str) -> tuple[SoundCodec, Sounds
     Raises:
         UsageError: One of them is not there, or the sounds are of another rate.
     """
-    model, sounds = SoundCodec.load(codec, device), open_sounds(data)
+    model = SoundCodec.load(codec, device)
+    sounds = open_sounds(data, model.hop)
     require_same(
         {"rate": sounds.rate},
         {"rate": model.rate},
