@@ -32,8 +32,8 @@ PATCH = 4
 """Pixels along each side of what the first layer sees and the last one writes."""
 
 AT_ONCE = 32
-"""Frames that are tokenized or rendered together. More leave a processor's caches, and glibc leaves larger holes where a
-small object, which stays, has come to lie beside what was freed: 80,000 frames left 9 GiB of holes at 256."""
+"""Frames that are tokenized or rendered together. More leave a processor's caches, and glibc leaves larger holes where
+a small object, which stays, has come to lie beside what was freed: 80,000 frames left 9 GiB of holes at 256."""
 
 
 class Tokenizer(nn.Module):
