@@ -116,7 +116,7 @@ def rate(kind: str, config: str, steps: int, count: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="doom", help="whose models and batches: a YAML file or a shipped name")
+    parser.add_argument("--config", default="maze", help="whose models and batches: a YAML file or a shipped name")
     parser.add_argument("--kind", choices=["tokenizer", "dynamics", "both"], default="both")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
