@@ -114,7 +114,7 @@ def test_every_place_is_equally_likely(store):
 
 
 def test_no_more_files_are_mapped_than_may_be(store, monkeypatch):
-    monkeypatch.setattr("worldvq.data.sounds.MAX_MAPPED", 3)
+    monkeypatch.setattr("worldvq.data.mapped.MAX_MAPPED", 3)
     fresh = SoundStore.open(store.path)
     for number in [*store.numbers(), *store.numbers()]:
         np.testing.assert_array_equal(fresh.samples(number), store.samples(number))

@@ -8,7 +8,6 @@ Sound, where it was recorded, is memory-mapped beside them and never compressed.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,18 +23,15 @@ from worldvq.data.episode_files import (
     Record,
     SafetensorsFile,
     check_expected,
-    check_hash,
     check_listed,
     map_file,
     write_tensors,
 )
-from worldvq.data.store import Store
+from worldvq.data.mapped import MappedStore
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.files.differences import require_same
 from worldvq.types import ActionSpace, Episode
 
-MAX_MAPPED = 16_384
-"""Episodes kept mapped; far below Linux's limit of 65,530 mappings a process."""
 MAX_EXPANSION = 1000
 """Compressed frames of more than ``MAX_EXPANDED`` bytes may not be more than so many times their file."""
 MAX_EXPANDED = 2**30
@@ -110,7 +106,7 @@ def write_episode(folder: str | Path, number: int, episode: Episode, compression
     return write_tensors(Path(folder), number, tensors | frames, episode)
 
 
-class EpisodeStore(Store[DatasetMeta]):
+class EpisodeStore(MappedStore[DatasetMeta, MappedEpisode]):
     """Recorded episodes in a folder.
 
     Attributes:
@@ -128,8 +124,6 @@ class EpisodeStore(Store[DatasetMeta]):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._action_space = ActionSpace.from_json(self.meta.action_space)
-        self._mapped: OrderedDict[int, MappedEpisode] = OrderedDict()
-        self._hashed: set[int] = set()
         if self.meta.compression == "zstd":
             require_zstandard()
 
@@ -231,26 +225,6 @@ class EpisodeStore(Store[DatasetMeta]):
         """Shape of a frame, (H, W, 3)."""
         return (*self.meta.frame_size, 3)
 
-    def mapped(self, number: int) -> MappedEpisode:
-        """Map an episode's file, hashed the first time, or return the mapping that is kept from before.
-
-        Raises:
-            UsageError: There is no such episode.
-            CorruptFileError: Its file is missing, or not what was committed.
-        """
-        try:
-            return self._mapped[number]
-        except KeyError:
-            entry = self.entry(number)
-            mapped = self._map(entry)
-            if number not in self._hashed:
-                check_hash(self.path / entry.file, entry.sha256)
-                self._hashed.add(number)
-            self._mapped[number] = mapped
-            if len(self._mapped) > MAX_MAPPED:
-                self._mapped.popitem(last=False)
-            return mapped
-
     def copy_window(self, number: int, start: int, out: np.ndarray) -> None:
         """Copy frames ``start`` to ``start + len(out)`` of an episode into ``out``."""
         mapped = self.mapped(number)
@@ -261,11 +235,6 @@ class EpisodeStore(Store[DatasetMeta]):
             decode_frames(mapped.file.tensors, self.entry(number).num_frames, start, out)
         except ValueError as error:
             raise CorruptFileError(f"{self.path / self.entry(number).file}: {error}") from None
-
-    def close(self) -> None:
-        """Release the lock and the mappings."""
-        self._mapped.clear()
-        super().close()
 
     def _map(self, entry: IndexEntry) -> MappedEpisode:
         steps, space = entry.num_frames - 1, self.action_space

@@ -21,13 +21,12 @@ from worldvq.data.episode_files import (
     IndexEntry,
     Record,
     check_expected,
-    check_hash,
     check_listed,
     map_file,
     write_listed,
 )
-from worldvq.data.episodes import MAX_MAPPED
-from worldvq.data.store import Split, Store
+from worldvq.data.mapped import MappedStore
+from worldvq.data.store import Split
 from worldvq.errors import plural
 from worldvq.types import SoundCrops, TokenImages, samples_to_model
 
@@ -104,18 +103,13 @@ class MappedSound:
     meta: dict[str, Any]
 
 
-class SoundStore(Store[SoundMeta]):
+class SoundStore(MappedStore[SoundMeta, MappedSound]):
     """Sounds in a folder; ``num_frames`` of an entry counts samples."""
 
     meta_type: ClassVar = SoundMeta
     meta_file: ClassVar = "sounds.json"
     what: ClassVar = "store of sounds"
     how_to_make: ClassVar = "worldvq data import sounds FOLDER --out DIR"
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._mapped: dict[int, MappedSound] = {}  # in the order in which they were mapped
-        self._hashed: set[int] = set()
 
     @property
     def rate(self) -> int:
@@ -146,25 +140,6 @@ class SoundStore(Store[SoundMeta]):
         """Samples (N,) int16 of a sound, memory-mapped and read-only; see :meth:`mapped`."""
         return self.mapped(number).samples
 
-    def mapped(self, number: int) -> MappedSound:
-        """Map a sound's file, hashed the first time.
-
-        Raises:
-            UsageError: There is no such sound.
-            CorruptFileError: Its file is missing, or not what was committed.
-        """
-        if number not in self._mapped:
-            entry = self.entry(number)
-            mapped = self._map(entry)
-            if number not in self._hashed:
-                check_hash(self.path / entry.file, entry.sha256)
-                self._hashed.add(number)
-            self._mapped[number] = mapped
-            if len(self._mapped) > MAX_MAPPED:
-                del self._mapped[next(iter(self._mapped))]
-            return mapped
-        return self._mapped[number]
-
     def commit(self, number: int, samples: np.ndarray, meta: dict[str, Any]) -> IndexEntry:
         """Write a sound and list it; when this returns it survives any crash.
 
@@ -181,11 +156,6 @@ class SoundStore(Store[SoundMeta]):
         assert samples.dtype == np.int16 and samples.ndim == 1 and len(samples) >= MIN_SAMPLES
         about = {"seed": 0, "terminated": False, "truncated": True, "interrupted": False, "meta": meta}
         return self.append(write_listed(self.path, number, {"samples": samples}, len(samples), 0.0, about))
-
-    def close(self) -> None:
-        """Release the lock and the mappings."""
-        self._mapped.clear()
-        super().close()
 
     def _map(self, entry: IndexEntry) -> MappedSound:
         path = self.path / entry.file
