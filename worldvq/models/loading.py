@@ -6,9 +6,9 @@ compiler, which takes a second, so a bound on its size is asked first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -74,6 +74,32 @@ def wavenet_size(config: WaveNetConfig, num_codes: int, context_dim: int) -> int
     width, skip = config.width, config.skip_width
     layers = config.num_stacks * config.stack_layers * (7 * width + skip) * width
     return layers + (num_codes + context_dim + 2) * width + (skip + num_codes + 1) * (skip + 1)
+
+
+def read_description(path: Path, formats: Sequence[int], missing: str, what: str) -> dict[str, Any]:
+    """Read the sealed description of a model, its ``format_version`` included.
+
+    Args:
+        path: Its file.
+        formats: Those that this version reads.
+        missing: What to say where there is no such file.
+        what: The model, for messages.
+
+    Raises:
+        UsageError: There is no such file, or it is of another format.
+        CorruptFileError: It is damaged.
+    """
+    if not path.is_file():
+        raise UsageError(missing)
+    data = read_sealed(path)
+    version = data.get("format_version")
+    if version not in formats:
+        reads = f"format{'s' * (len(formats) > 1)} {' and '.join(map(str, formats))}"
+        raise UsageError(
+            f"{path} is of format {version}, this version of worldvq reads {reads}: use the version that wrote it, or "
+            f"train the {what} again"
+        )
+    return data
 
 
 def load_checked(path: Path, size: int, make: Callable[[], M]) -> M:

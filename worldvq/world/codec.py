@@ -14,10 +14,10 @@ from torch import Tensor
 from worldvq.config.yaml_loading import build
 from worldvq.errors import CorruptFileError, UsageError, did_you_mean
 from worldvq.files.atomic import write_together
-from worldvq.files.reading import read_sealed, seal
+from worldvq.files.reading import seal
 from worldvq.files.weights import hash_module, module_bytes
 from worldvq.models.config import SamplingConfig, SoundTokenizerConfig
-from worldvq.models.loading import load_checked, sound_tokenizer_size
+from worldvq.models.loading import load_checked, read_description, sound_tokenizer_size
 from worldvq.models.sampling import draw_next, draw_noise
 from worldvq.models.sound import SoundTokenizer
 from worldvq.nn.devices import resolve_device
@@ -136,16 +136,8 @@ class SoundCodec:
         """
         folder = Path(folder)
         path, weights = folder / CODEC_FILE, folder / WEIGHTS
-        if not path.is_file():
-            raise UsageError(
-                f"no trained codec of sound in {folder}: make one with `worldvq train sound --out {folder}`"
-            )
-        data = read_sealed(path)
-        if data.get("format_version") != FORMAT_VERSION:
-            raise UsageError(
-                f"{path} is of format {data.get('format_version')}, this version of worldvq reads format "
-                f"{FORMAT_VERSION}: use the version that wrote it, or train the codec again"
-            )
+        missing = f"no trained codec of sound in {folder}: make one with `worldvq train sound --out {folder}`"
+        data = read_description(path, (FORMAT_VERSION,), missing, "codec")
         where = resolve_device(device)
         try:
             config, meta = build(SoundTokenizerConfig, data["sound"], str(path)), dict(data["meta"])

@@ -15,11 +15,11 @@ from worldvq.config.yaml_loading import build
 from worldvq.errors import CorruptFileError, UsageError, did_you_mean
 from worldvq.files.atomic import write_together
 from worldvq.files.differences import printable, require_same
-from worldvq.files.reading import read_sealed, seal
+from worldvq.files.reading import seal
 from worldvq.files.weights import hash_module, module_bytes
 from worldvq.models.config import ImagePriorConfig, SamplingConfig, TokenizerConfig
 from worldvq.models.image_prior import ImagePrior
-from worldvq.models.loading import image_prior_size, load_checked, tokenizer_size
+from worldvq.models.loading import image_prior_size, load_checked, read_description, tokenizer_size
 from worldvq.models.sampling import Drafts, Drawn, Pace, draw, draw_noise
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.devices import resolve_device
@@ -154,15 +154,8 @@ class ImageModel:
             CorruptFileError: A file is damaged.
         """
         path = folder / IMAGE_MODEL_FILE
-        if not path.is_file():
-            raise UsageError(f"no image prior in {folder}: make one with `worldvq train prior --out {folder}`")
-        data = read_sealed(path)
-        version = data.get("format_version")
-        if version != FORMAT_VERSION:
-            raise UsageError(
-                f"{path} is of format {version}, this version of worldvq reads format {FORMAT_VERSION}: use the "
-                "version that wrote it, or train the prior again"
-            )
+        missing = f"no image prior in {folder}: make one with `worldvq train prior --out {folder}`"
+        data = read_description(path, (FORMAT_VERSION,), missing, "prior")
         where = resolve_device(device)
         try:
             config = build(TokenizerConfig, data["tokenizer"], str(path))

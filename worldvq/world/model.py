@@ -17,12 +17,12 @@ from worldvq.config.yaml_loading import build
 from worldvq.errors import CorruptFileError, UsageError, plural
 from worldvq.files.atomic import write_together
 from worldvq.files.differences import require_same
-from worldvq.files.reading import read_sealed, seal
+from worldvq.files.reading import seal
 from worldvq.files.weights import hash_module, module_bytes
 from worldvq.models.config import DynamicsConfig, SamplingConfig, TokenizerConfig
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.layout import SoundTokens, TokenLayout
-from worldvq.models.loading import dynamics_size, load_checked, tokenizer_size
+from worldvq.models.loading import dynamics_size, load_checked, read_description, tokenizer_size
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.devices import resolve_device
 from worldvq.nn.symlog import expected_reward
@@ -147,15 +147,9 @@ class WorldModel:
         """
         folder = Path(folder)
         path = folder / WORLD_FILE
-        if not path.is_file():
-            raise UsageError(f"no world in {folder}: make one with `worldvq train dynamics` or `worldvq demo`")
-        data = read_sealed(path)
-        version = data.get("format_version")
-        if version not in (FORMAT_VERSION, SOUND_VERSION):
-            raise UsageError(
-                f"{path} is of format {version}, this version of worldvq reads formats {FORMAT_VERSION} and "
-                f"{SOUND_VERSION}: use the version that wrote it, or train the world again"
-            )
+        missing = f"no world in {folder}: make one with `worldvq train dynamics` or `worldvq demo`"
+        data = read_description(path, (FORMAT_VERSION, SOUND_VERSION), missing, "world")
+        version = data["format_version"]
         where = resolve_device(device)
         try:
             config = build(TokenizerConfig, data["tokenizer"], str(path))

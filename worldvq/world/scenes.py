@@ -13,10 +13,10 @@ from worldvq.config.yaml_loading import build
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.files.atomic import write_together
 from worldvq.files.differences import require_same
-from worldvq.files.reading import read_sealed, seal
+from worldvq.files.reading import seal
 from worldvq.files.weights import hash_module, module_bytes
 from worldvq.models.config import SamplingConfig, SceneConfig
-from worldvq.models.loading import load_checked, load_tokenizer, save_tokenizer
+from worldvq.models.loading import load_checked, load_tokenizer, read_description, save_tokenizer
 from worldvq.models.sampling import Drawn
 from worldvq.models.scene import SceneModel, scene_size
 from worldvq.models.tokenizer import Tokenizer
@@ -135,14 +135,8 @@ class Scenes:
             CorruptFileError: A file is damaged, or does not fit the others.
         """
         path, weights = folder / SCENE_FILE, folder / "scene.safetensors"
-        if not path.is_file():
-            raise UsageError(f"no trained scene model in {folder}: make one with `worldvq scene train --out {folder}`")
-        data = read_sealed(path)
-        if data.get("format_version") != FORMAT_VERSION:
-            raise UsageError(
-                f"{path} is of format {data.get('format_version')}, this version of worldvq reads format "
-                f"{FORMAT_VERSION}: use the version that wrote it, or train the scene model again"
-            )
+        missing = f"no trained scene model in {folder}: make one with `worldvq scene train --out {folder}`"
+        data = read_description(path, (FORMAT_VERSION,), missing, "scene model")
         where = resolve_device(device)
         tokenizer = load_tokenizer(folder)
         try:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from worldvq.config.yaml_loading import build
-from worldvq.errors import CorruptFileError, UsageError
+from worldvq.errors import CorruptFileError
 from worldvq.files.atomic import write_together
-from worldvq.files.reading import read_sealed, seal
+from worldvq.files.reading import seal
 from worldvq.files.weights import hash_module, module_bytes
 from worldvq.models.config import SamplingConfig, WaveNetConfig
-from worldvq.models.loading import load_checked, sound_prior_size
+from worldvq.models.loading import load_checked, read_description, sound_prior_size
 from worldvq.models.sound_prior import SoundPrior
 from worldvq.world.codec import SoundCodec
 
@@ -57,7 +57,6 @@ class SoundModel:
 
     def save(self, folder: Path) -> None:
         """Write the prior with its codec; a half-written one is none."""
-        self.codec.save(folder)
         description = {
             "format_version": FORMAT_VERSION,
             "sound_prior": self.prior.config.model_dump(mode="json"),
@@ -65,8 +64,8 @@ class SoundModel:
             "codec_hash": hash_module(self.codec.tokenizer),
             "meta": self.meta,
         }
-        weights = module_bytes(self.prior)
-        write_together({folder / WEIGHTS: weights, folder / SOUND_MODEL_FILE: seal(description)})
+        prior = {folder / WEIGHTS: module_bytes(self.prior), folder / SOUND_MODEL_FILE: seal(description)}
+        write_together(self.codec.files(folder) | prior)
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto") -> SoundModel:
@@ -78,15 +77,8 @@ class SoundModel:
         """
         folder = Path(folder)
         path, weights = folder / SOUND_MODEL_FILE, folder / WEIGHTS
-        if not path.is_file():
-            way_out = f"make one with `worldvq train sound-prior --out {folder}`"
-            raise UsageError(f"no prior over codes of sound in {folder}: {way_out}")
-        data = read_sealed(path)
-        if data.get("format_version") != FORMAT_VERSION:
-            raise UsageError(
-                f"{path} is of format {data.get('format_version')}, this version of worldvq reads format "
-                f"{FORMAT_VERSION}: use the version that wrote it, or train the prior again"
-            )
+        missing = f"no prior over codes of sound in {folder}: make one with `worldvq train sound-prior --out {folder}`"
+        data = read_description(path, (FORMAT_VERSION,), missing, "prior")
         codec = SoundCodec.load(folder, device)
         try:
             config, meta = build(WaveNetConfig, data["sound_prior"], str(path)), dict(data["meta"])
