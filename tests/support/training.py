@@ -188,22 +188,27 @@ def train_held(
     print("what comes after training", flush=True)
 
 
-def train_image_prior(root: str, out: str, steps: int, kill_at: int | None = None) -> None:
-    """Train an image prior on the token stores ``a`` and ``b`` of a folder; if asked, die before the n-th batch."""
-    from worldvq.data.joined import LabelledSampler
-    from worldvq.stages.experiment import load_config
-    from worldvq.stages.prior import train_prior
+def die_before(sampler: type, kill_at: int | None) -> None:
+    """Let this process be killed before the n-th batch that a class of samplers reads; never where n is None."""
+    read, count = sampler.batch, 0  # type: ignore[attr-defined]
 
-    read, count = LabelledSampler.batch, 0
-
-    def batch(self: LabelledSampler, *arguments: int) -> Any:
+    def batch(self: Any, *arguments: int) -> Any:
         nonlocal count
         if count == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         count += 1
         return read(self, *arguments)
 
-    LabelledSampler.batch = batch  # type: ignore[method-assign]
+    sampler.batch = batch  # type: ignore[attr-defined]
+
+
+def train_image_prior(root: str, out: str, steps: int, kill_at: int | None = None) -> None:
+    """Train an image prior on the token stores ``a`` and ``b`` of a folder; if asked, die before the n-th batch."""
+    from worldvq.data.joined import LabelledSampler
+    from worldvq.stages.experiment import load_config
+    from worldvq.stages.prior import train_prior
+
+    die_before(LabelledSampler, kill_at)
     sizes = ["prior={width: 16, num_blocks: 1, num_heads: 2}", "prior_training.batch_size=8"]
     config = load_config("tiny", [*sizes, f"prior_training.steps={steps}", "prior_training.save_every=2"])
     train_prior(config, [Path(root) / name for name in "ab"], Path(root) / "tokenizer", Path(out))
@@ -216,17 +221,7 @@ def train_sound(root: str, out: str, steps: int, kill_at: int | None = None, cod
     from worldvq.stages.sound import train_sound as train
     from worldvq.stages.sound_prior import train_sound_prior
 
-    sampler = CodeSampler if codec else CropSampler
-    read, count = sampler.batch, 0
-
-    def batch(self: Any, *arguments: int) -> Any:
-        nonlocal count
-        if count == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        count += 1
-        return read(self, *arguments)
-
-    sampler.batch = batch  # type: ignore[method-assign]
+    die_before(CodeSampler if codec else CropSampler, kill_at)
     section = "sound_prior_training" if codec else "sound_training"
     settings = {"steps": steps, "save_every": 2, "batch_size": 4, "log_every": 1}
     changes = [f"{section}.{key}={value}" for key, value in settings.items()]

@@ -35,10 +35,11 @@ _CODECS = {
 }
 
 
-# Brought to a rate that both codecs know, whatever the sound's own is: WebM plays Opus, and Opus knows five.
+SOUND_RATE = 48_000
+"""Samples a second in a video, whatever the sound's own rate is: WebM plays Opus, and Opus knows five rates."""
 _SOUND = {
-    ".mp4": ["-c:a", "aac", "-b:a", "128k", "-ar", "48000"],
-    ".webm": ["-c:a", "libopus", "-b:a", "96k", "-ar", "48000"],
+    ".mp4": ["-c:a", "aac", "-b:a", "128k", "-ar", str(SOUND_RATE)],
+    ".webm": ["-c:a", "libopus", "-b:a", "96k", "-ar", str(SOUND_RATE)],
 }
 SLACK = 0.06
 """Seconds by which a decoded sound may be longer or shorter: codecs write whole blocks, of 20 ms or so."""
@@ -197,28 +198,15 @@ def probe_video(path: Path) -> tuple[int, int, int]:
     return len(decoded.times), *decoded.size
 
 
-def decode_sound(path: Path, rate: int = 48_000) -> np.ndarray:
+def decode_sound(path: Path, rate: int = SOUND_RATE) -> np.ndarray:
     """Decode the sound of a video to its end: samples (N,) int16 of one channel at ``rate``.
 
     Raises:
         RunError: The file is missing, has no sound, or does not decode to its end.
     """
     source = ["-protocol_whitelist", "file", "-i", str(path.absolute()), "-vn", "-sn", "-dn"]
-    command = [
-        ffmpeg(),
-        "-v",
-        "error",
-        "-nostdin",
-        "-xerror",
-        *source,
-        "-ac",
-        "1",
-        "-ar",
-        str(rate),
-        "-f",
-        "s16le",
-        "-",
-    ]
+    sink = ["-ac", "1", "-ar", str(rate), "-f", "s16le", "-"]
+    command = [ffmpeg(), "-v", "error", "-nostdin", "-xerror", *source, *sink]
     result = subprocess.run(command, capture_output=True, check=False)
     if result.returncode != 0:
         raise RunError(f"the sound of {path.name} does not decode: {last_line(result.stderr)}")
@@ -226,7 +214,7 @@ def decode_sound(path: Path, rate: int = 48_000) -> np.ndarray:
 
 
 def _check_sound(path: Path, sound: Sound) -> None:
-    seconds = len(decode_sound(path)) / 48_000
+    seconds = len(decode_sound(path)) / SOUND_RATE
     if abs(seconds - sound.seconds) > SLACK:
         raise RunError(f"the encoder wrote {seconds:.3f} s of sound instead of {sound.seconds:.3f}")
 
