@@ -1,5 +1,6 @@
 """Who may speak to the page's server, what it answers, and that nothing of it is more than was meant."""
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -16,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from worldvq.errors import UsageError
 from worldvq.play import security
 from worldvq.play.security import Budget, Limits
-from worldvq.play.server import hosts_of, listen
+from worldvq.play.server import hosts_of, listen, make_app
 
 SIZE = (HEIGHT, WIDTH)
 
@@ -286,6 +287,25 @@ def test_a_browser_that_closes_in_the_middle_of_a_frame_leaves_nothing(port, tab
     wait_until(lambda: table.players == 0, 30)
     with Page(port) as page:
         assert page.ask(kind="act", action=0)[0]["step"] == 1
+
+
+@pytest.mark.parametrize("text", ["no message", '{"kind":"act","action":0}'])
+def test_a_connection_that_closes_below_the_application_is_no_failure_of_a_game(text, table, capfd):
+    sent = []
+
+    async def receive():
+        return {"type": "websocket.receive", "text": text} if sent else {"type": "websocket.connect"}
+
+    async def send(message):
+        if len(sent) == 3:  # accepted, hello and a frame: the server has closed, and takes nothing more
+            raise RuntimeError(f"Unexpected ASGI message '{message['type']}', after sending 'websocket.close'.")
+        sent.append(message["type"])
+
+    headers = [(b"host", b"box:1"), (b"origin", b"http://box:1")]
+    scope = {"type": "websocket", "path": "/play", "query_string": b"", "headers": headers}
+    asyncio.run(make_app(table, frozenset({"box:1"}), None)(scope, receive, send))
+    assert sent == ["websocket.accept", "websocket.send", "websocket.send"] and table.players == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_a_port_in_use_is_one_line_with_the_way_out(port):

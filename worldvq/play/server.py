@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -125,7 +125,7 @@ async def _play(table: Table, websocket: WebSocket) -> None:
     """Let one player play until it leaves or has to go."""
     if table.players >= table.limits.players:
         text = f"{plural(table.players, 'player')} are playing already: try again later"
-        await websocket.close(FULL, text)
+        await _close(websocket, FULL, text)
         return
     table.players += 1
     game = table.sit_down()
@@ -141,7 +141,7 @@ async def _play(table: Table, websocket: WebSocket) -> None:
             f"worldvq: a player's game ended: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr
         )
         with contextlib.suppress(Exception):
-            await websocket.close(BROKEN, "something failed here: the server says what")
+            await _close(websocket, BROKEN, "something failed here: the server says what")
     finally:
         table.players -= 1
         try:
@@ -159,17 +159,17 @@ async def _listen(table: Table, websocket: WebSocket, game: Game) -> None:
         try:
             received = await asyncio.wait_for(websocket.receive(), table.limits.idle_seconds)
         except TimeoutError:
-            await websocket.close(TOO_MUCH, "nothing was done for long: reload the page to play on")
+            await _close(websocket, TOO_MUCH, "nothing was done for long: reload the page to play on")
             return
         if received["type"] == "websocket.disconnect":
             return
         if not budget.spend(1):
-            await websocket.close(TOO_MUCH, "too many messages")
+            await _close(websocket, TOO_MUCH, "too many messages")
             return
         try:
             message = messages.parse(received.get("text") or "")
         except UsageError as error:
-            await websocket.close(TOO_MUCH, str(error))
+            await _close(websocket, TOO_MUCH, str(error))
             return
         try:
             await _answer(table, websocket, game, message)
@@ -177,7 +177,7 @@ async def _listen(table: Table, websocket: WebSocket, game: Game) -> None:
             await _send(websocket, pack({"kind": "notice", "text": str(error)}))
         if table.takes is not None and table.takes.enough:
             table.enough.set()
-    await websocket.close(1000, "all that was asked for is recorded")
+    await _close(websocket, 1000, "all that was asked for is recorded")
 
 
 async def _answer(table: Table, websocket: WebSocket, game: Game, message: messages.Message) -> None:
@@ -214,13 +214,26 @@ async def _answer(table: Table, websocket: WebSocket, game: Game, message: messa
 
 
 async def _send(websocket: WebSocket, message: bytes) -> None:
-    """Send a message.
+    """Send a message; see :func:`_unless_closed`."""
+    with _unless_closed():
+        await websocket.send_bytes(message)
+
+
+async def _close(websocket: WebSocket, code: int, reason: str) -> None:
+    """Close a player's connection; see :func:`_unless_closed`."""
+    with _unless_closed():
+        await websocket.close(code, reason)
+
+
+@contextlib.contextmanager
+def _unless_closed() -> Iterator[None]:
+    """Send something.
 
     Raises:
         WebSocketDisconnect: The connection is closed, be it below the application, which the server tells otherwise.
     """
     try:
-        await websocket.send_bytes(message)
+        yield
     except RuntimeError:
         raise WebSocketDisconnect(1006) from None
 
