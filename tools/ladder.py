@@ -36,13 +36,16 @@ def minutes(folder: Path) -> float:
     return sum(json.loads(row)["seconds"] for row in rows) / 60
 
 
-def below_ceiling(report: Report) -> dict[tuple[str, int], float]:
-    """Return by pair of actions and k how far, dB, a dream that went there and back is below the ceiling."""
+def below_ceiling(report: Report, dream: str) -> dict[tuple[str, int], float]:
+    """Return by pair of actions and k how far, dB, a dream is below the ceiling that came back.
+
+    ``psnr`` went there by itself, ``shown`` was shown the way there.
+    """
     found: dict[tuple[str, int], list[float]] = defaultdict(list)
     for way in report.get("memory", {}).get("ways", []):
-        if way["kind"] == "pair" and way["psnr"]["mean"] is not None:
+        if way["kind"] == "pair" and dream in way and way[dream]["mean"] is not None:
             pair = " and ".join(sorted(leg.rsplit(" × ", 1)[0] for leg in way["name"].split(", ")))
-            found[pair, way["steps"]].append(way["ceiling"] - way["psnr"]["mean"])
+            found[pair, way["steps"]].append(way["ceiling"] - way[dream]["mean"])
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
@@ -62,10 +65,11 @@ def rows_of(reports: list[Report]) -> list[Row]:
                 lambda r, s=step: r["counterfactual"]["retrieval"]["mean"][s - 1] if "counterfactual" in r else None,
             )
         )
-    for pair, steps in sorted(set.intersection(*(set(below_ceiling(report)) for report in reports))):
-        if steps in (1, 2, 4, 8):
-            name = f"there and back, {pair}, k = {steps}: dB under the ceiling"
-            rows.append(Row(name, False, lambda r, key=(pair, steps): below_ceiling(r)[key]))
+    for dream, title in (("psnr", "there and back"), ("shown", "back, the way there shown")):
+        for pair, steps in sorted(set.intersection(*(set(below_ceiling(report, dream)) for report in reports))):
+            if steps in (1, 2, 4, 8):
+                name = f"{title}, {pair}, k = {steps}: dB under the ceiling"
+                rows.append(Row(name, False, lambda r, d=dream, key=(pair, steps): below_ceiling(r, d)[key]))
     for step, where in ((0, "in reconstructions"), (4, "in dreams, step 4")):
         rows.append(Row(f"objects kept {where}", True, lambda r, s=step: objects_kept(r, s)))
     rows += [

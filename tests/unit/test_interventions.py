@@ -120,7 +120,7 @@ def test_who_knows_what_happens_comes_back_by_every_way(plane):
     assert {way["name"] for way in memory["ways"]} == expected
     assert {way["kind"] for way in memory["ways"]} == {"pair", "nested", "around", "turn"}
     for way in memory["ways"]:
-        assert way["psnr"]["mean"] == way["ceiling"] == pytest.approx(way["turning_point"])
+        assert way["psnr"]["mean"] == way["shown"]["mean"] == way["ceiling"] == pytest.approx(way["turning_point"])
         assert way["not_returned"] < 10 and way["situations"] == 6
 
 
@@ -154,6 +154,7 @@ def test_who_dreams_that_nothing_moves_obeys_by_chance_and_does_not_pass_for_one
     for way in there_and_back(world, player, situations, 0, {}, progress=False)["ways"]:
         assert way["psnr"]["mean"] == way["ceiling"]  # it never left
         assert way["turning_point"] == pytest.approx(way["not_returned"], abs=0.5)  # which shows here
+        assert way["shown"]["mean"] == pytest.approx(way["not_returned"], abs=0.5)  # and here: it stays at the turning point
 
 
 def test_scores_are_those_of_brute_force():

@@ -120,20 +120,23 @@ def _memory_text(memory: dict[str, Any]) -> str:
         "tokenizer's ceiling. Only situations count in which the environment itself comes back to the same frame. "
         "<i>Not returned</i> is what the real frame at the turning point would score. A dream that does not move comes "
         "back too: <i>at the turn</i>, the frame that it imagined there against the real one, has to be above that. "
+        "And a dream that goes elsewhere than the environment, where it slides along a wall for example, is right not "
+        "to come back: <i>way shown</i> is the dream that was shown the way there, and imagined the way back alone. "
         "PSNR in dB, with 95 % intervals.</p>"
     )
 
 
 def _memory_table(memory: dict[str, Any]) -> str:
-    header = ["way", "under the ceiling", "dream", "95 % interval", "ceiling", "not returned", "at the turn", "counts"]
+    header = ["way", "under the ceiling", "dream", "95 % interval", "way shown", "95 % interval", "ceiling"]
+    header += ["not returned", "at the turn", "counts"]
     rows = [
         (
             "",
             [
                 html.escape(way["name"]),
                 f"<b>{way['ceiling'] - way['psnr']['mean']:.1f}</b>",
-                f"{way['psnr']['mean']:.1f}",
-                f"{way['psnr']['ci95'][0]:.1f}–{way['psnr']['ci95'][1]:.1f}",
+                *_with_interval(way["psnr"]),
+                *_with_interval(way["shown"]),
                 *(f"{way[name]:.1f}" for name in ("ceiling", "not_returned", "turning_point")),
                 str(way["situations"]),
             ],
@@ -141,6 +144,10 @@ def _memory_table(memory: dict[str, Any]) -> str:
         for way in memory["ways"]
     ]
     return f'<div class="scroll">{table(header, rows)}</div>' if rows else ""
+
+
+def _with_interval(found: dict[str, Any]) -> list[str]:
+    return [f"{found['mean']:.1f}", f"{found['ci95'][0]:.1f}–{found['ci95'][1]:.1f}"]
 
 
 _TOLD = (

@@ -47,7 +47,7 @@ class _Walk:
         turn: Steps until the turning point.
         rows: Which situations these are.
         situations: Where the environment comes back to the same frame.
-        farthest: Its frames at the turning point there.
+        there: Its frames (turn, H, W, 3) up to the turning point there.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class _Walk:
     turn: int
     rows: list[int] = field(default_factory=list)
     situations: list[Situation] = field(default_factory=list)
-    farthest: list[np.ndarray] = field(default_factory=list)
+    there: list[np.ndarray] = field(default_factory=list)
 
 
 def there_and_back(
@@ -89,8 +89,10 @@ def there_and_back(
     Returns:
         ``undoes``: pairs of names; ``ways``: of each ``kind``, ``name``, ``steps`` (of a leg), the number of
         ``situations``, ``psnr`` (mean, ci95) of the last imagined frame against the real one, ``ceiling`` (that of the
-        real one through the tokenizer), ``not_returned`` (what the real frame at the turning point would score) and
-        ``turning_point`` (PSNR of the imagined frame there: a dream that does not move comes back too).
+        real one through the tokenizer), ``not_returned`` (what the real frame at the turning point would score),
+        ``turning_point`` (PSNR of the imagined frame there: a dream that does not move comes back too) and ``shown``
+        (mean, ci95; where the way there was shown for real and only the way back is imagined: where one may slide along
+        a wall or not, a dream that draws the other of the two is right not to come back, and this one cannot).
         ``by_situation``: the squared errors ``error`` and ``ceiling`` behind the PSNRs, arrays (ways, S) with NaN where
         a way does not count.
     """
@@ -185,7 +187,7 @@ def _play(player: Player, situations: Sequence[Situation], walk: _Walk, plan: np
         if all(not np.array_equal(one, other) for one, other in itertools.pairwise(corners)):
             walk.rows.append(row)
             walk.situations.append(situation)
-            walk.farthest.append(run[walk.turn - 1])
+            walk.there.append(run[: walk.turn])
 
 
 def _score(
@@ -193,24 +195,34 @@ def _score(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Return what the report says of a way; and squared errors (2, n) of what was imagined, and of the ceiling."""
     first = np.stack([situation.frames[-1] for situation in walk.situations])
-    farthest = np.stack(walk.farthest)
+    farthest = np.stack([frames[-1] for frames in walk.there])
     contexts = [situation.frames for situation in walk.situations]
+    shown = [np.concatenate(frames) for frames in zip(contexts, walk.there, strict=True)]
     plans = [np.concatenate([situation.between, plan]) for situation in walk.situations]
-    dreamt = imagine_branches(world, contexts, plans, np.arange(len(first)), seed, sampling, batch_size)
+    dreamt, back = (
+        imagine_branches(world, given, plans, np.arange(len(first)), seed, sampling, batch_size)
+        for given in (contexts, shown)
+    )
     rebuilt = world.render(world.tokenize(first[None]))[0].numpy()
-    error, ceiling = (metrics.squared_error(first, frames) for frames in (dreamt[:, -1], rebuilt))
+    error, error_back, ceiling = (
+        metrics.squared_error(first, frames) for frames in (dreamt[:, -1], back[:, -1], rebuilt)
+    )
 
     def psnr(other: np.ndarray, true: np.ndarray) -> float:
         return float(metrics.psnr(metrics.squared_error(true, other).mean()))
 
     score = {
         "situations": len(first),
-        "psnr": {
-            "mean": float(metrics.psnr(error.mean())),
-            "ci95": metrics.ci95(metrics.psnr(metrics.bootstrap_means(error))).tolist(),
-        },
+        "psnr": _interval(error),
+        "shown": _interval(error_back),
         "ceiling": float(metrics.psnr(ceiling.mean())),
         "not_returned": psnr(farthest, first),
         "turning_point": psnr(dreamt[:, walk.turn - 1], farthest),
     }
     return score, np.stack([error, ceiling])
+
+
+def _interval(error: np.ndarray) -> dict[str, Any]:
+    """PSNR of the mean of squared errors (n,), and its bootstrap interval."""
+    drawn = metrics.psnr(metrics.bootstrap_means(error))
+    return {"mean": float(metrics.psnr(error.mean())), "ci95": metrics.ci95(drawn).tolist()}
