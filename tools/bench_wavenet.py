@@ -131,7 +131,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = SoundTokenizerConfig()
-    model = SoundTokenizer(config, num_speakers=1).eval()
+    model = SoundTokenizer(config, num_speakers=1, rate=RATE).eval()
     length = int(arguments.seconds * RATE) // config.hop * config.hop
     count = sum(parameter.numel() for parameter in model.decoder.parameters())
     sizes = f"{len(model.decoder.layers)} layers of {config.decoder.width} channels, {count:,} parameters"

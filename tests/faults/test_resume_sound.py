@@ -20,7 +20,7 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, what):
     whole, out, codec = tmp_path / "whole", tmp_path / "out", None
     if what == "sound_prior":
         codec = str(tmp_path / "codec")
-        SoundCodec(SoundTokenizer(load_config("tiny").sound, 2), RATE, list(PITCHES), {}).save(tmp_path / "codec")
+        SoundCodec(SoundTokenizer(load_config("tiny").sound, 2, RATE), RATE, list(PITCHES), {}).save(tmp_path / "codec")
 
     def run(folder, kill_at=None):
         return finish(

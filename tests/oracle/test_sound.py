@@ -17,6 +17,7 @@ from worldvq.nn.config import QuantizerConfig
 from worldvq.nn.conv import Convolution1d
 from worldvq.nn.mulaw import compress
 from worldvq.nn.noise import stream_keys
+from worldvq.nn.spectrograms import mel_filters
 from worldvq.training.config import OptimizerConfig
 from worldvq.training.optimizers import make_optimizer
 from worldvq.world.codec import SoundCodec
@@ -30,7 +31,7 @@ TINY = {
 
 
 def make(strides=(2, 2), num_speakers=3, **settings):
-    return SoundTokenizer(SoundTokenizerConfig(strides=strides, **{**TINY, **settings}), num_speakers).eval()
+    return SoundTokenizer(SoundTokenizerConfig(strides=strides, **{**TINY, **settings}), num_speakers, 8000).eval()
 
 
 def shake(model):
@@ -84,13 +85,35 @@ def test_what_a_token_sees_counted_by_hand(hop, before, after):
 
 def test_the_encoder_is_that_of_the_paper():
     """Section 4.3: "6 strided convolutions with stride 2 and window-size 4", K = 512, 64 times fewer tokens."""
-    tokenizer = SoundTokenizer(SoundTokenizerConfig(), 3)
+    tokenizer = SoundTokenizer(SoundTokenizerConfig(), 3, 16000)
     windows = [(m.size, m.stride) for m in tokenizer.encoder if isinstance(m, Convolution1d)]
     assert windows == [(4, 2)] * 6 + [(1, 1)]
     assert tokenizer.config.hop == 64 and tokenizer.num_codes == 512
     width, dim = 128, 32
     by_hand = (4 * width + width) + 5 * (4 * width * width + width) + (width * dim + dim)
     assert sum(p.numel() for p in tokenizer.encoder.parameters()) == by_hand == 333_088
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("strides", "hop"), [((64,), 64), ((64, 2, 2), 256)])
+def test_an_encoder_of_cepstra_sees_cepstral_coefficients(strides, hop):
+    """That is SciPy's, of a spectrum around the middle of every first stride; the rest is convolutions."""
+    from scipy.fft import dct
+
+    tokenizer = make(strides, features="mfcc")
+    waveform = torch.rand(2, 4 * hop) - 0.5
+    seen = tokenizer.encoder[0](waveform[:, None])  # (2, 13, n)
+    assert seen.shape == (2, 13, 4 * hop // 64) and tokenizer.config.hop == hop
+    for number in (0, 1, 3):
+        middle = number * 64 + 32
+        piece = F.pad(waveform[1], (100, 100))[middle : middle + 200].numpy() * np.hanning(201)[:200]
+        power = np.abs(np.fft.rfft(piece, 256)) ** 2 / 50**2
+        mel = 10 * np.log10(power @ mel_filters(129, 8000, 40).numpy())
+        np.testing.assert_allclose(seen[1, :, number] * 20, dct(mel, norm="ortho")[:13], rtol=1e-3, atol=1e-2)
+    tokens = tokenizer.encode(waveform)
+    assert tokens.shape == (2, 4) and torch.equal(tokenizer(waveform, torch.tensor([0, 2])).tokens, tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tokenizer.encoder[0](waveform[:, None]), seen)
 
 
 @torch.no_grad()

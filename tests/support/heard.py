@@ -25,7 +25,7 @@ SAMPLES = HOP * TOKENS
 def make_codec(rate: int = RATE) -> SoundCodec:
     torch.manual_seed(1)
     sound = load_config("tiny", ["sound.strides=[4,2]", f"sound.quantizer.num_codes={SOUND_CODES}"]).sound
-    model = SoundTokenizer(sound, 1)
+    model = SoundTokenizer(sound, 1, rate)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return SoundCodec(model, rate, ["Toy-v0"], {})

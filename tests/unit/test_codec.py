@@ -25,7 +25,7 @@ from worldvq.world.sound_model import SoundModel
 @pytest.fixture(scope="module")
 def codec():
     torch.manual_seed(0)
-    model = SoundTokenizer(load_config("tiny").sound, 2)
+    model = SoundTokenizer(load_config("tiny").sound, 2, 8000)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return SoundCodec(model, 8000, ["a", "b"], {"data": {"episodes": 1}})
@@ -130,7 +130,7 @@ def test_codes_are_drawn_as_the_prior_says(drawing):
 
 def test_a_prior_beside_another_codec_is_refused(drawing, tmp_path):
     drawing.save(tmp_path)
-    other = SoundTokenizer(load_config("tiny").sound, 2)
+    other = SoundTokenizer(load_config("tiny").sound, 2, 8000)
     SoundCodec(other, 8000, ["a", "b"], {}).save(tmp_path)
     with pytest.raises(CorruptFileError, match="or the codec beside it is damaged"):
         SoundModel.load(tmp_path, "cpu")

@@ -154,7 +154,9 @@ def test_who_dreams_that_nothing_moves_obeys_by_chance_and_does_not_pass_for_one
     for way in there_and_back(world, player, situations, 0, {}, progress=False)["ways"]:
         assert way["psnr"]["mean"] == way["ceiling"]  # it never left
         assert way["turning_point"] == pytest.approx(way["not_returned"], abs=0.5)  # which shows here
-        assert way["shown"]["mean"] == pytest.approx(way["not_returned"], abs=0.5)  # and here: it stays at the turning point
+        assert way["shown"]["mean"] == pytest.approx(
+            way["not_returned"], abs=0.5
+        )  # and here: it stays at the turning point
 
 
 def test_scores_are_those_of_brute_force():

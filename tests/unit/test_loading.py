@@ -104,6 +104,7 @@ def test_the_bound_of_an_image_prior_holds(config, grid, num_codes, num_classes)
 @given(
     st.builds(
         SoundTokenizerConfig,
+        features=st.sampled_from(["waveform", "mfcc"]),
         strides=st.lists(st.integers(2, 16), min_size=1, max_size=8).map(tuple),
         width=st.integers(1, 300),
         quantizer=quantizers,
@@ -118,7 +119,7 @@ def test_the_bound_of_an_image_prior_holds(config, grid, num_codes, num_classes)
     st.integers(1, 3000),
 )
 def test_the_bound_of_a_tokenizer_of_sound_holds(config, num_speakers):
-    made = elements(lambda: SoundTokenizer(config, num_speakers))
+    made = elements(lambda: SoundTokenizer(config, num_speakers, 8000))
     assert made <= sound_tokenizer_size(config, num_speakers)
     shape = (config.decoder, config.quantizer.num_codes, num_speakers)
     assert elements(lambda: SoundPrior(*shape)) <= sound_prior_size(*shape)
@@ -142,7 +143,7 @@ def test_models_of_the_usual_size_are_built_once(tmp_path, name):
         (tokenizer_size(config.tokenizer), lambda: Tokenizer(config.tokenizer)),
         (dynamics_size(config.dynamics, *shape), lambda: Dynamics(config.dynamics, *shape)),
         (image_prior_size(config.prior, *shape[:2], 5), lambda: ImagePrior(config.prior, *shape[:2], 5)),
-        (sound_tokenizer_size(config.sound, 5), lambda: SoundTokenizer(config.sound, 5)),
+        (sound_tokenizer_size(config.sound, 5), lambda: SoundTokenizer(config.sound, 5, 8000)),
     ):
         saved, built = make(), []
         save_module(tmp_path / "file", saved)

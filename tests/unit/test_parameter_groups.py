@@ -96,7 +96,7 @@ def test_dynamics(prior, space):
 def test_sound():
     decoder = WaveNetConfig(width=8, skip_width=8, num_stacks=1, stack_layers=2)
     sizes = {"strides": (2, 2), "width": 8, "quantizer": QuantizerConfig(num_codes=16, code_dim=4)}
-    model = SoundTokenizer(SoundTokenizerConfig(**sizes, decoder=decoder), 3)
+    model = SoundTokenizer(SoundTokenizerConfig(**sizes, decoder=decoder), 3, 8000)
     convolutions = ["encoder.0", "encoder.2", "encoder.4", "neighbours"]
     layers = [f"decoder.layers.{i}.{part}" for i in (0, 1) for part in ("taps", "condition", "out")]
     ends = ["decoder.from_context", "decoder.head.1", "decoder.head.3"]

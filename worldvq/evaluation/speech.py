@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldvq.media.spectrograms import log_mel, mfcc
 from worldvq.nn.codebook import k_means, nearest_code
+from worldvq.nn.spectrograms import log_mel, mfcc_of_tokens
+from worldvq.types import samples_to_model
 
 QUIET = 50
 """Decibels below a sound's loudest frame under which a frame says nothing of who speaks."""
@@ -22,7 +23,7 @@ MOST_ROWS = 100_000
 
 def log_mel_distance(samples: np.ndarray, others: np.ndarray, rate: int) -> np.ndarray:
     """Return how far sounds (B, N) int16 are apart, (B,): the mean absolute difference of log-mel spectra in dB."""
-    mel, other = (log_mel(torch.from_numpy(np.array(one)), rate) for one in (samples, others))
+    mel, other = (log_mel(_waveform(one), rate) for one in (samples, others))
     return (mel - other).abs().mean((1, 2)).numpy()
 
 
@@ -62,7 +63,7 @@ class SpeakerClassifier:
     def _features(self, samples: np.ndarray) -> Tensor:
         """(M, 2 * bands) of sounds (M, N); frames that are nearly silent do not count."""
         rows = []
-        for part in torch.from_numpy(np.array(samples)).split(64):
+        for part in _waveform(samples).split(64):
             mel = log_mel(part, self.rate)  # (M, frames, bands)
             level = mel.amax(2, keepdim=True)
             loud = (level > level.amax(1, keepdim=True) - QUIET).float()
@@ -130,6 +131,8 @@ class Clusters:
 
     def _rows(self, sound: np.ndarray) -> Tensor:
         """MFCCs (n, 13) around the middle of each token."""
-        count = -(-len(sound) // self.hop)
-        shifted = F.pad(torch.from_numpy(np.array(sound)), (0, self.hop))[self.hop // 2 :]
-        return mfcc(shifted[None], self.rate, self.hop)[0, :count]
+        return mfcc_of_tokens(_waveform(sound)[None], self.rate, self.hop)[0]
+
+
+def _waveform(samples: np.ndarray) -> Tensor:
+    return samples_to_model(torch.from_numpy(np.array(samples)))

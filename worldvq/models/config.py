@@ -166,8 +166,12 @@ class WaveNetConfig(Config):
 class SoundTokenizerConfig(Config):
     """The VQ-VAE of sound: strided convolutions, codes, and a WaveNet that is told the codes and the speaker."""
 
-    strides: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1, max_length=16)] = (2,) * 6
-    """Of the encoder's convolutions: a token stands for as many samples as their product, 64 for six of 2."""
+    features: Literal["waveform", "mfcc"] = "waveform"
+    """What the encoder sees: the samples, or 13 mel-frequency cepstral coefficients of 25 ms, which say what is spoken
+    and little of pitch and phase. Codes of these are better for speech; other sounds may live by what is left out."""
+    strides: Annotated[tuple[Annotated[int, Field(ge=2, le=640)], ...], Field(min_length=1, max_length=16)] = (2,) * 6
+    """Of the encoder's convolutions: a token stands for as many samples as their product, 64 for six of 2. With
+    ``mfcc`` the first is how many samples lie between two looks at the spectrum."""
     width: Size = 128
     """Channels of the encoder, and of what the decoder is told."""
     quantizer: QuantizerConfig = QuantizerConfig()

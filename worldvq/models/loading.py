@@ -60,6 +60,8 @@ def sound_tokenizer_size(config: SoundTokenizerConfig, num_speakers: int) -> int
     """Return an upper bound of the number of elements of a tokenizer of sound."""
     width, dim, codes = config.width, config.quantizer.code_dim, config.quantizer.num_codes
     encoder = sum(2 * stride * width**2 + width for stride in config.strides)
+    if config.features == "mfcc":
+        encoder += (4 * width + 50) * width * (len(config.strides) + 2)
     ends = (4 * dim + num_speakers + 2) * width + dim + 4 * codes * (dim + 2)
     return encoder + ends + wavenet_size(config.decoder, 256, width) + 1000
 

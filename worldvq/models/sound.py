@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from worldvq.models.config import SoundTokenizerConfig
@@ -16,6 +17,11 @@ from worldvq.models.priors.wavenet import WaveNet
 from worldvq.nn.conv import Convolution1d
 from worldvq.nn.mulaw import NUM_CLASSES, compress
 from worldvq.nn.quantizer import make_quantizer
+from worldvq.nn.spectrograms import mfcc_of_tokens
+
+COEFFICIENTS = 13
+DECIBELS = 20.0
+"""What counts as one."""
 
 
 class SoundReconstruction(NamedTuple):
@@ -35,12 +41,18 @@ class SoundReconstruction(NamedTuple):
 
 
 class SoundTokenizer(nn.Module):
-    """Encoder, quantizer and WaveNet decoder; as a quantizer takes grids, codes are a grid of one row in between."""
+    """Encoder, quantizer and WaveNet decoder; as a quantizer takes grids, codes are a grid of one row in between.
 
-    def __init__(self, config: SoundTokenizerConfig, num_speakers: int):
+    Args:
+        config: Sizes.
+        num_speakers: Whose voices it is told apart.
+        rate: Samples a second, which the spectrum goes by.
+    """
+
+    def __init__(self, config: SoundTokenizerConfig, num_speakers: int, rate: int):
         super().__init__()
         self.config = config
-        self.encoder = _encoder(config)
+        self.encoder = _spectral_encoder(config, rate) if config.features == "mfcc" else _encoder(config)
         self.quantizer = make_quantizer(config.quantizer)
         self.neighbours = Convolution1d(config.quantizer.code_dim, config.width, 3)
         self.speaker = nn.Embedding(num_speakers, config.width)
@@ -85,3 +97,36 @@ def _encoder(config: SoundTokenizerConfig) -> nn.Sequential:
     for i, stride in enumerate(config.strides):
         layers += [Convolution1d(config.width if i else 1, config.width, 2 * stride, stride), nn.ReLU()]
     return nn.Sequential(*layers, Convolution1d(config.width, config.quantizer.code_dim, 1))
+
+
+def _spectral_encoder(config: SoundTokenizerConfig, rate: int) -> nn.Sequential:
+    """The same of MFCCs, as Chorowski et al. (2019, arXiv 1901.08810) have it: convolutions that go by what is said."""
+    step, *strides = config.strides
+    width = config.width
+    layers: list[nn.Module] = [_Cepstrum(rate, step), Convolution1d(COEFFICIENTS, width, 3), _ResidualBlock(width)]
+    for stride in strides:
+        layers += [nn.ReLU(), Convolution1d(width, width, 2 * stride, stride), _ResidualBlock(width)]
+    return nn.Sequential(*layers, _ResidualBlock(width), nn.ReLU(), Convolution1d(width, config.quantizer.code_dim, 1))
+
+
+class _Cepstrum(nn.Module):
+    """MFCCs (B, 13, T / step) of sound (B, 1, T), around the middle of each ``step`` samples; about 1 in size."""
+
+    def __init__(self, rate: int, step: int):
+        super().__init__()
+        self.rate, self.step = rate, step
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # a power spectrum spans more than bf16 holds
+            return mfcc_of_tokens(x[:, 0].float(), self.rate, self.step, COEFFICIENTS).transpose(1, 2) / DECIBELS
+
+
+class _ResidualBlock(nn.Module):
+    """ReLU, a window of 3, ReLU, a matrix; (B, width, T) in and out."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.body = nn.Sequential(nn.ReLU(), Convolution1d(width, width, 3), nn.ReLU(), Convolution1d(width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)

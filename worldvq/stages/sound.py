@@ -76,7 +76,7 @@ def train_sound(
     if main and (missing := [name for name in speakers if name not in trained]):
         print(f"warning: every sound of {', '.join(missing)} is held out: nothing is learnt of it", flush=True)
     torch.manual_seed(training.seed)
-    model = SoundTokenizer(config.sound, len(speakers))
+    model = SoundTokenizer(config.sound, len(speakers), sounds.rate)
     pieces = (training.crop_samples, training.batch_size, training.seed, speakers)
     batches = CropSampler(sounds, "train", *pieces)
     heldout = CropSampler(sounds, "heldout", *pieces) if with_heldout([sounds]) else None

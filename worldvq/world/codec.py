@@ -147,7 +147,7 @@ class SoundCodec:
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptFileError(f"{path} is damaged: {error}") from None
         size = sound_tokenizer_size(config, len(speakers))
-        tokenizer = load_checked(weights, size, lambda: SoundTokenizer(config, len(speakers)))
+        tokenizer = load_checked(weights, size, lambda: SoundTokenizer(config, len(speakers), rate))
         if expected != hash_module(tokenizer):
             raise CorruptFileError(f"{weights} is damaged: its hash is not the one in {path}")
         return cls(tokenizer.to(where), rate, speakers, meta)
