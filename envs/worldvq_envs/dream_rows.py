@@ -110,35 +110,40 @@ class DreamRows:
 
     def begin(self, rows: np.ndarray, rngs: Sequence[np.random.Generator], options: dict[str, Any]) -> None:
         """Begin episodes in rows (n,); their generators decide where, unless that is given, and what is dreamt."""
-        unknown = sorted(set(options) - {"frames", "actions"})
+        unknown = sorted(set(options) - {"frames", "actions", "sounds"})
         if unknown:
-            raise UsageError(f"options {unknown}: a dream takes frames, and the actions between them")
-        frames, actions = self._given(len(rows), options) if options else self._drawn(rngs)
+            raise UsageError(f"options {unknown}: a dream takes frames, the actions between them, and sounds")
+        frames, actions, sounds = self._given(len(rows), options) if options else self._drawn(rngs)
         seeds = [int(rng.integers(2**63 - 1)) for rng in rngs]
         if self.dream is None or len(rows) == len(self.ended):  # afresh: the same seed is the same to the last bit
-            self.dream = self.world.start(frames, actions, row_seeds=seeds, **self.sampling)
+            self.dream = self.world.start(frames, actions, row_seeds=seeds, sounds=sounds, **self.sampling)
         else:
-            self.dream.reset(rows, frames, actions, seeds)
+            self.dream.reset(rows, frames, actions, seeds, sounds)
         self.elapsed[rows], self.ended[rows] = 0, False
 
-    def _drawn(self, rngs: Sequence[np.random.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return contexts (n, C, H, W, 3) and the actions (n, C - 1, ...) of held-out windows, all equally likely."""
+    def _drawn(self, rngs: Sequence[np.random.Generator]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return contexts (n, C, H, W, 3), actions (n, C - 1, ...) and what was heard (n, C, S), of held-out windows.
+
+        All windows are equally likely.
+        """
         if self.store is None:
             raise UsageError(
                 "this dream has nothing to begin from: make it with data=DIR, a dataset of the world's environment, or "
                 "call reset(options={'frames': (C, H, W, 3) uint8, 'actions': (C - 1, ...)})"
             )
         clip = read_clips(self.store, self.windows[[rng.integers(len(self.windows)) for rng in rngs]], self.context)
-        return clip.frames, clip.actions[:, :-1]
+        return clip.frames, clip.actions[:, :-1], clip.sounds
 
-    def _given(self, count: int, options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    def _given(self, count: int, options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Likewise, of options: one context an environment, or one for all."""
-        if len(options) < 2:
+        if not {"frames", "actions"} <= set(options):
             raise UsageError("options: give frames (C, H, W, 3) uint8 together with the actions (C - 1, ...) between")
         frames, actions = np.asarray(options["frames"]), np.asarray(options["actions"])
+        sounds = None if options.get("sounds") is None else np.asarray(options["sounds"])
         if frames.ndim == 4:
             frames = np.broadcast_to(frames, (count, *frames.shape))
             actions = np.broadcast_to(actions, (count, *actions.shape))
+            sounds = sounds if sounds is None else np.broadcast_to(sounds, (count, *sounds.shape))
         if frames.ndim == 5 and frames.shape[1] < _LEAST_CONTEXT:
             raise UsageError(
                 f"options: a context of {frames.shape[1]} frames is too short, a dream begins from {_LEAST_CONTEXT} "
@@ -146,7 +151,7 @@ class DreamRows:
             )
         if len(frames) != count:
             raise UsageError(f"options: {len(frames)} contexts for {count} environments: give one each, or one for all")
-        return frames, actions
+        return frames, actions, sounds
 
     def step(self, actions: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Take actions (E, ...): rewards (E,) float64, terminated and truncated (E,) bool, never both."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import UsageError, plural
-from worldvq.types import UNBOUNDED, ActionSpace
+from worldvq.types import UNBOUNDED, ActionSpace, heard_before
 
 MOST_PLANS = 9
 """Ways to go on from a situation, at most."""
@@ -48,12 +48,14 @@ class Situation:
         seed: Its seed.
         frames: (C, H, W, 3) uint8, the last of which is the one where branches begin.
         actions: (t, ...) from the start of the episode.
+        sounds: (C, S) int16, what was heard before each of the frames; None in a dataset without sound.
     """
 
     number: int
     seed: int
     frames: np.ndarray
     actions: np.ndarray
+    sounds: np.ndarray | None = None
 
     @property
     def between(self) -> np.ndarray:
@@ -91,8 +93,9 @@ def find_situations(store: EpisodeStore, player: Player, context: int, count: in
     for index in rng.permutation(len(places))[:count]:
         number, step = places[index]
         episode = store.read(number)
-        frames = episode.frames[step - context + 1 : step + 1]
-        found = Situation(number, episode.seed, frames, episode.actions[:step])
+        shown = slice(step - context + 1, step + 1)
+        heard = None if episode.sounds is None else heard_before(episode.sounds)[shown]
+        found = Situation(number, episode.seed, episode.frames[shown], episode.actions[:step], heard)
         _prove(player, found, episode.frames[: step + 1], store)
         situations.append(found)
     return situations

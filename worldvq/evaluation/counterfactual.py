@@ -65,10 +65,10 @@ def counterfactual(
             real.append(np.stack([branch for branch in branches if branch is not None]))
     if not kept:
         raise UsageError(f"in every situation some branch ends within {horizon} steps: lower the horizon")
-    plans = [np.concatenate([s.between, np.stack([a] * horizon)]) for s in kept for a in actions]
-    contexts = [situation.frames for situation in kept for _ in actions]
+    plans = [np.stack([action] * horizon) for _ in kept for action in actions]
+    begun = [situation for situation in kept for _ in actions]
     rows = np.repeat(np.arange(len(kept)), len(actions))
-    dreamt = imagine_branches(world, contexts, plans, rows, seed, sampling, batch_size)
+    dreamt = imagine_branches(world, begun, plans, rows, seed, sampling, batch_size)
     true = np.stack(real)  # (S, P, H, height, width, 3)
     dream = dreamt.reshape(true.shape)
     rebuilt = world.render(world.tokenize(true.reshape(-1, *true.shape[2:]))).numpy().reshape(true.shape)
@@ -80,19 +80,33 @@ def counterfactual(
 
 def imagine_branches(
     world: WorldModel,
-    contexts: Sequence[np.ndarray],
-    actions: Sequence[np.ndarray],
+    situations: Sequence[Situation],
+    plans: Sequence[np.ndarray],
     rows: np.ndarray,
     seed: int,
     sampling: dict[str, Any],
     batch_size: int,
+    shown: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Imagine what follows contexts (C, H, W, 3) under actions (C - 1 + N, ...); (n, N, H, W, 3) uint8."""
+    """Imagine what follows situations under plans (N, ...), (n, N, H, W, 3) uint8.
+
+    With the frames ``shown`` (K, H, W, 3) that really follow under the first K actions, only the rest is imagined; a
+    world with sound sees these in silence.
+    """
     parts = []
-    for first in range(0, len(contexts), batch_size):
+    for first in range(0, len(plans), batch_size):
         part = slice(first, first + batch_size)
-        given = np.stack(contexts[part]), np.stack(actions[part])
-        parts.append(world.imagine(*given, seed=seed, row_seeds=rows[part], **sampling).numpy())
+        frames = np.stack([situation.frames for situation in situations[part]])
+        sounds = [situation.sounds for situation in situations[part] if situation.sounds is not None]
+        heard = np.stack(sounds) if sounds else None
+        if shown is not None:
+            more = np.stack(shown[part])
+            frames = np.concatenate([frames, more], 1)
+            if heard is not None:
+                heard = np.pad(heard, ((0, 0), (0, more.shape[1]), (0, 0)))
+        actions = [np.concatenate([s.between, plan]) for s, plan in zip(situations[part], plans[part], strict=True)]
+        drawn = world.imagine(frames, np.stack(actions), seed=seed, row_seeds=rows[part], sounds=heard, **sampling)
+        parts.append(drawn.numpy())
     return np.concatenate(parts)
 
 

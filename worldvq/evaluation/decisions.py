@@ -116,7 +116,8 @@ def _decide(
 ) -> Part:
     """Return what each way of deciding really pays in one situation, (1,) each."""
     space, rng = world.action_space, np.random.default_rng([seed, number])
-    dream = world.start(situation.frames[None], situation.between[None], seed, [number], **sampling)
+    heard = None if situation.sounds is None else situation.sounds[None]
+    dream = world.start(situation.frames[None], situation.between[None], seed, [number], heard, **sampling)
 
     def real(plans: np.ndarray) -> np.ndarray:
         return np.array([return_of(player, situation, plan) for plan in plans])

@@ -196,13 +196,8 @@ def _score(
     """Return what the report says of a way; and squared errors (2, n) of what was imagined, and of the ceiling."""
     first = np.stack([situation.frames[-1] for situation in walk.situations])
     farthest = np.stack([frames[-1] for frames in walk.there])
-    contexts = [situation.frames for situation in walk.situations]
-    shown = [np.concatenate(frames) for frames in zip(contexts, walk.there, strict=True)]
-    plans = [np.concatenate([situation.between, plan]) for situation in walk.situations]
-    dreamt, back = (
-        imagine_branches(world, given, plans, np.arange(len(first)), seed, sampling, batch_size)
-        for given in (contexts, shown)
-    )
+    given = world, walk.situations, [plan] * len(first), np.arange(len(first)), seed, sampling, batch_size
+    dreamt, back = imagine_branches(*given), imagine_branches(*given, shown=walk.there)
     rebuilt = world.render(world.tokenize(first[None]))[0].numpy()
     error, error_back, ceiling = (
         metrics.squared_error(first, frames) for frames in (dreamt[:, -1], back[:, -1], rebuilt)

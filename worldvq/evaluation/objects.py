@@ -101,9 +101,7 @@ def object_recall(
     sights = [sight for _, part in found for sight in part]
     real = np.stack([frames for frames, _ in found])  # (S, 1 + steps, H, W, 3)
     rebuilt = world.render(world.tokenize(real)).numpy()
-    plans = [np.concatenate([s.between, future]) for s, future in zip(situations, futures, strict=True)]
-    contexts = [situation.frames for situation in situations]
-    dreamt = imagine_branches(world, contexts, plans, np.arange(len(plans)), seed, sampling, batch_size)
+    dreamt = imagine_branches(world, situations, futures, np.arange(len(futures)), seed, sampling, batch_size)
     dreamt = dreamt[:, [step - 1 for step in STEPS]]
     return {
         "situations": len(situations),

@@ -8,6 +8,7 @@ import numpy as np
 
 from worldvq.data.clips import heldout_clips, spread_by_change
 from worldvq.data.episodes import EpisodeStore
+from worldvq.types import heard_before
 from worldvq.world.dream import Dream
 from worldvq.world.model import WorldModel
 
@@ -26,12 +27,14 @@ class Start:
         actions: (C - 1, ...) between them.
         seed: Of the episode that it is from.
         path: (t, ...) actions from the first frame of the episode to the last one of the context.
+        sounds: (C, S) int16, what was heard before each frame; None in a dataset without sound.
     """
 
     frames: np.ndarray
     actions: np.ndarray
     seed: int
     path: np.ndarray
+    sounds: np.ndarray | None = None
 
 
 def find_starts(store: EpisodeStore, context: int | None, longest: int) -> list[Start]:
@@ -53,8 +56,10 @@ def find_starts(store: EpisodeStore, context: int | None, longest: int) -> list[
     for number, first in ids[spread_by_change(store, ids, context, NUM_STARTS)].tolist():
         frames = np.empty((context, *store.item_shape), np.uint8)
         store.copy_window(number, first, frames)
-        path = np.array(store.mapped(number).actions[: first + context - 1])
-        starts.append(Start(frames, path[first:], store.entry(number).seed, path))
+        episode = store.mapped(number)
+        path = np.array(episode.actions[: first + context - 1])
+        heard = episode.sounds if episode.sounds is None else heard_before(episode.sounds)[first : first + context]
+        starts.append(Start(frames, path[first:], store.entry(number).seed, path, heard))
     return starts
 
 
@@ -73,11 +78,13 @@ class Openings:
     def begin(self, start: int, luck: int) -> tuple[Dream, np.ndarray]:
         """Return a dream of one row that has seen a start, with a seed of its own, and the frame (H, W, 3) it is at."""
         if start not in self._seen:
-            frames, actions = self.starts[start].frames, self.starts[start].actions
+            frames, actions, sounds = self.starts[start].frames, self.starts[start].actions, self.starts[start].sounds
             # Players come and go: what is compiled or measured anew for every size of a batch would stall the others,
             # and in bf16 they would see one another in the ties.
             fixed = {"compile": False, "method": "predictive", "precision": "no"}
-            dream = self.world.start(frames[None], actions[None], **fixed)
+            dream = self.world.start(
+                frames[None], actions[None], sounds=None if sounds is None else sounds[None], **fixed
+            )
             self._seen[start] = dream, dream.render()[0].numpy()
         dream, frame = self._seen[start]
         return dream.fork([0], row_seeds=[luck]), frame

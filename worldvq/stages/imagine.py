@@ -136,5 +136,6 @@ def _paper(
     rows = {}
     for name in chosen:
         steps = _chosen(world.action_space, str(name), num_frames, 1)
-        rows[str(name)] = world.imagine(frames, torch.cat([before, steps], 1), seed=seed, **sampling)[0].numpy()
+        taken, heard = torch.cat([before, steps], 1), None if clip.sounds is None else clip.sounds[:1]
+        rows[str(name)] = world.imagine(frames, taken, seed=seed, sounds=heard, **sampling)[0].numpy()
     return save_png(out.with_suffix(".png"), paper_figure(frames[0].numpy(), rows, scale))

@@ -211,15 +211,17 @@ class Dream:
         frames: ArrayLike | Tensor,
         actions: ArrayLike | Tensor,
         row_seeds: ArrayLike | None = None,
+        sounds: ArrayLike | Tensor | None = None,
     ) -> None:
         """Let some rows begin again, from other contexts; the others do not notice.
 
         Args:
             rows: (n,) indices, or (B,) bool.
-            frames: (n, C, H, W, 3) uint8, their contexts, seen in silence; C may be another than before.
+            frames: (n, C, H, W, 3) uint8, their contexts; C may be another than before.
             actions: (n, C - 1, ...), those between the context frames.
             row_seeds: (n,) new seeds; where they are left out, rows keep theirs, and dream again what they would from
                 the same context under the same actions.
+            sounds: (n, C, S) int16, what was heard before each of the frames; silence where left out.
 
         Raises:
             UsageError: There is no such row, or something does not fit; nothing has changed.
@@ -228,7 +230,7 @@ class Dream:
         if not len(chosen):  # a mask of what has ended, when nothing has
             return
         seeds = self.row_seeds[chosen] if row_seeds is None else _seeds(row_seeds, len(chosen))
-        tokens = self.engine.tokenize(as_tensor(frames))
+        tokens = self.engine.tokenize(as_tensor(frames), None if sounds is None else as_tensor(sounds))
         if len(tokens) != len(chosen):
             raise UsageError(f"{len(chosen)} rows begin again, but there are contexts for {len(tokens)}")
         newest, said, state = self._observe_context(tokens, actions)

@@ -223,17 +223,18 @@ class WorldModel:
         actions: ArrayLike | Tensor,
         seed: int = 0,
         row_seeds: ArrayLike | None = None,
+        sounds: ArrayLike | Tensor | None = None,
         **sampling: Any,
     ) -> Tensor:
         """Imagine what follows C frames under given actions.
 
         Args:
-            frames: (B, C, H, W, 3) uint8, the context; a tensor or an array. In a world with sound they are seen in
-                silence: give what was heard to :meth:`tokenize`, and its tokens to :meth:`imagine_tokens`.
+            frames: (B, C, H, W, 3) uint8, the context; a tensor or an array.
             actions: (B, C - 1 + N, ...): those between the context frames, then those of the imagined steps.
             seed: Same seed, same video.
             row_seeds: (B,) integers, the rows' own seeds: with the same one, a row is the same in whatever batch it
                 is. 0 … B - 1 where they are left out.
+            sounds: See :meth:`tokenize`.
             **sampling: Fields of :class:`~worldvq.models.config.SamplingConfig`: ``temperature`` (0 takes the most
                 probable token each time), ``top_k``, ``top_p``, ``method`` (``predictive`` and ``sequential`` draw the
                 same, ``auto`` measures which is faster), ``compile``. What is left out is as the config says with which
@@ -245,7 +246,7 @@ class WorldModel:
         Raises:
             UsageError: Frames or actions do not fit this world.
         """
-        imagined = self.imagine_tokens(self.tokenize(frames), actions, seed, row_seeds, **sampling)
+        imagined = self.imagine_tokens(self.tokenize(frames, sounds), actions, seed, row_seeds, **sampling)
         return self.render(imagined.tokens)
 
     @torch.no_grad()
@@ -271,6 +272,7 @@ class WorldModel:
         actions: ArrayLike | Tensor,
         seed: int = 0,
         row_seeds: ArrayLike | None = None,
+        sounds: ArrayLike | Tensor | None = None,
         **sampling: Any,
     ) -> Dream:
         """Start a dream that is stepped action by action, whose rows can be reset, forked and dropped.
@@ -280,9 +282,10 @@ class WorldModel:
             actions: (B, C - 1, ...), those between the context frames.
             seed: See :meth:`imagine`, likewise the rest.
             row_seeds: See :meth:`imagine`.
+            sounds: See :meth:`tokenize`.
             **sampling: See :meth:`imagine`.
         """
-        return Dream(self.engine, self.tokenize(frames), actions, seed, self._sampling(sampling), row_seeds)
+        return Dream(self.engine, self.tokenize(frames, sounds), actions, seed, self._sampling(sampling), row_seeds)
 
     @torch.no_grad()
     def score(self, clip: TokenClip, context: int) -> Scores:
