@@ -37,7 +37,7 @@ def orchard():
 def world_that_says(monkeypatch, player, situations, say):
     """A world whose score of plans is a function of what they really pay; a dream of it is its situation."""
 
-    def start(frames, actions, seed, rows):
+    def start(frames, actions, seed, rows, sounds):
         return situations[rows[0]]
 
     def score(situation, rollout=None):
@@ -87,11 +87,11 @@ def test_who_is_interrupted_goes_on_where_it_was(orchard, monkeypatch, tmp_path)
     parts, start = Parts(tmp_path, "a" * 64, "decisions"), world.start
     begun = []
 
-    def broken_off(frames, actions, seed, rows):
+    def broken_off(frames, actions, seed, rows, sounds):
         begun.append(rows[0])
         if len(begun) == 5:
             raise KeyboardInterrupt
-        return start(frames, actions, seed, rows)
+        return start(frames, actions, seed, rows, sounds)
 
     world.start = broken_off
     with pytest.raises(KeyboardInterrupt):
