@@ -1,22 +1,53 @@
-"""A codec of sound, and a prior over its codes, whose training is killed and started again: to the bit as if not."""
+"""A codec, its prior and a dynamics that hears, each killed and started again: to the bit as if not."""
 
 import pytest
+from support.episodes import SPACES, make_episode, write
 from support.fault_tools import hashes
+from support.heard import RATE as HEARD_RATE
+from support.heard import SAMPLES, TOKENS, make_codec
 from support.sounds import PITCHES, RATE, write_sounds
-from support.training import finish, start, train_sound
+from support.tokenizers import make_tokenizer
+from support.training import finish, start, train_heard_dynamics, train_sound
 
+from worldvq.config.env import EnvConfig, SoundFormat
+from worldvq.models.loading import save_tokenizer
 from worldvq.models.sound import SoundTokenizer
 from worldvq.stages.experiment import load_config
+from worldvq.stages.tokens import tokenize
 from worldvq.training.tracking import read_metrics
 from worldvq.world.codec import SoundCodec
+from worldvq.world.model import WorldModel
 from worldvq.world.sound_model import SoundModel
 
 STEPS = 7
 
 
-@pytest.mark.parametrize("what", ["sound", "sound_prior"])
+def write_heard(path, rate, samples):
+    """Make a dataset of some episodes with sound."""
+    episodes = [make_episode(number, 12 + number, size=(16, 16), samples=samples) for number in range(4)]
+    env, sound = EnvConfig(id="Toy-v0", size=(16, 16)), SoundFormat(rate=rate, samples=samples)
+    write(path, SPACES["discrete"], episodes, env=env, sound=sound)
+
+
+def assert_same(out, whole):
+    """Of the last checkpoints and of the numbers of every step, the weights' with them; and ``out`` was continued."""
+    assert "resuming at step " in out.with_suffix(".0.log").read_text()
+    last = f"checkpoints/step_{STEPS:08d}"
+    assert hashes(out / last) == hashes(whole / last)
+    rows = [
+        [(row["step"], row["loss"], row["heldout_loss"]) for row in read_metrics(folder / "metrics.jsonl")]
+        for folder in (out, whole)
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == STEPS
+
+
+@pytest.mark.parametrize("what", ["sound", "sound of a dataset", "sound_prior"])
 def test_a_killed_run_continues_to_the_same_bits(tmp_path, what):
-    write_sounds(tmp_path / "sounds")
+    heard = what == "sound of a dataset"
+    if heard:
+        write_heard(tmp_path / "sounds", RATE, load_config("tiny").sound.hop)
+    else:
+        write_sounds(tmp_path / "sounds")
     whole, out, codec = tmp_path / "whole", tmp_path / "out", None
     if what == "sound_prior":
         codec = str(tmp_path / "codec")
@@ -29,16 +60,34 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, what):
 
     assert run(whole) == [0], (tmp_path / "whole.0.log").read_text()
     assert run(out, 13) == [-9]  # between two checkpoints; held-out batches count too
-    assert not (out / f"{what}.json").exists()
+    made = "sound_prior" if codec else "sound"
+    assert not (out / f"{made}.json").exists()
     assert run(out) == [0], (tmp_path / "out.0.log").read_text()
-    last = f"checkpoints/step_{STEPS:08d}"
-    assert hashes(out / last) == hashes(whole / last)
-    for name in (f"{what}.json", f"{what}.safetensors"):
+    assert_same(out, whole)
+    for name in (f"{made}.json", f"{made}.safetensors"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
-    rows = [
-        [(row["step"], row["loss"], row["heldout_loss"]) for row in read_metrics(folder / "metrics.jsonl")]
-        for folder in (out, whole)
-    ]
-    assert rows[0] == rows[1] and len(rows[0]) == STEPS
-    loaded = SoundCodec.load(out, "cpu") if what == "sound" else SoundModel.load(out, "cpu").codec
-    assert loaded.speakers == list(PITCHES)
+    loaded = SoundModel.load(out, "cpu").codec if codec else SoundCodec.load(out, "cpu")
+    assert loaded.speakers == (["Toy-v0"] if heard else list(PITCHES))
+
+
+def test_a_killed_dynamics_that_hears_continues_to_the_same_bits(tmp_path):
+    write_heard(tmp_path / "data", HEARD_RATE, SAMPLES)
+    save_tokenizer(tmp_path / "tokenizer", make_tokenizer())
+    make_codec().save(tmp_path / "sound")
+    tokenize(tmp_path / "tokenizer", tmp_path / "data", tmp_path / "tokens", "cpu", tmp_path / "sound")
+    whole, out = tmp_path / "whole", tmp_path / "out"
+
+    def run(folder, kill_at=None):
+        return finish(
+            start(1, folder.with_suffix(".x"), train_heard_dynamics, str(tmp_path), str(folder), STEPS, kill_at)
+        )
+
+    assert run(whole) == [0], (tmp_path / "whole.0.log").read_text()
+    assert run(out, 5) == [-9]  # in the sixth step, after two checkpoints
+    assert not (out / "world").exists()
+    assert run(out) == [0], (tmp_path / "out.0.log").read_text()
+    assert_same(out, whole)
+    assert hashes(out / "world") == hashes(whole / "world")
+    assert (out / f"pictures/{STEPS:08d}.png").read_bytes() == (whole / f"pictures/{STEPS:08d}.png").read_bytes()
+    layout = WorldModel.load(out / "world", "cpu").dynamics.layout
+    assert layout.sound is not None and layout.sound.num_tokens == TOKENS

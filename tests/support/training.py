@@ -232,6 +232,20 @@ def train_sound(root: str, out: str, steps: int, kill_at: int | None = None, cod
         train(config, Path(root) / "sounds", Path(out))
 
 
+def train_heard_dynamics(root: str, out: str, steps: int, kill_at: int | None = None) -> None:
+    """Train a dynamics on the store ``tokens`` of a folder, which has sound; if asked, die before the n-th batch."""
+    from worldvq.data.clips import RewardedClipSampler
+    from worldvq.stages.dynamics import train_dynamics as train
+    from worldvq.stages.experiment import load_config
+
+    die_before(RewardedClipSampler, kill_at)
+    settings = {"steps": steps, "save_every": 2, "log_every": 1, "picture_every": steps}
+    changes = [f"dynamics_training.{key}={value}" for key, value in settings.items()]
+    here = Path(root)
+    made = here / "tokens", here / "tokenizer", Path(out), Path(out) / "world"
+    train(load_config("tiny", changes), *made, sound=here / "sound")
+
+
 if __name__ == "__main__":  # by a launcher: as a command line ends, with one line and an exit code
     import warnings
 
