@@ -2,6 +2,8 @@
 
 An onset is a step at least twice as loud as the one before it, and louder than the threshold (RMS, of full scale).
 Dreams get the recorded actions, or those of another clip; their onsets are held against those of what was recorded.
+Those of the dream of another clip say what is met by chance. Where one sound comes at a beat of its own and hides
+another, ``--beat`` leaves its steps out.
 
     python tools/hear_dreams.py --world runs/shots/world --data runs/shots/data
 """
@@ -40,12 +42,24 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=6)
     parser.add_argument("--horizon", type=int, default=20)
     parser.add_argument("--threshold", type=float, default=0.02)
+    parser.add_argument(
+        "--beat",
+        type=int,
+        nargs=3,
+        default=(1, 0, 0),
+        metavar=("PERIOD", "FIRST", "LAST"),
+        help="Count steps whose number in the episode is FIRST to LAST, modulo PERIOD. Default: all.",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=None, help="Of the tokens. Default: the world's own.")
     arguments = parser.parse_args()
     world, store = WorldModel.load(arguments.world, "cpu"), EpisodeStore.open(arguments.data)
     context, length = arguments.context, arguments.context + arguments.horizon
-    clip = read_clips(store, heldout_clips(store, arguments.clips, length, arguments.seed), length)
+    period, first, last = arguments.beat
+    clips = heldout_clips(store, arguments.clips, length, arguments.seed)
+    clips[:, 1] -= clips[:, 1] % period
+    counted = np.isin(np.arange(context - 1, length - 1) % period, range(first, last + 1))
+    clip = read_clips(store, clips, length)
     assert clip.sounds is not None
     step, tokens = world.engine.samples, world.tokenize(clip.frames, clip.sounds)
     actions = clip.actions[:, :-1]
@@ -56,21 +70,23 @@ def main() -> None:
 
     def heard(all_tokens: torch.Tensor) -> np.ndarray:
         samples = world.hear(all_tokens[:, 1:], known, arguments.seed)
-        return onsets(samples[:, (context - 2) * step :], step, arguments.threshold)
+        return onsets(samples[:, (context - 2) * step :], step, arguments.threshold) & counted
 
     def dream(taken: torch.Tensor) -> torch.Tensor:
         imagined = world.imagine_tokens(tokens[:, :context], taken, arguments.seed, **sampling).tokens
         return torch.cat([tokens[:, :context], imagined], dim=1)
 
-    real = onsets(clip.sounds[:, context - 1 :].flatten(1).numpy(), step, arguments.threshold)
-    print(f"{len(real)} clips, {real.size:,} steps, onsets in {real.mean():.1%} of them; heard in the same step, +-1")
+    real = onsets(clip.sounds[:, context - 1 :].flatten(1).numpy(), step, arguments.threshold) & counted
+    steps = len(real) * counted.sum()
+    print(f"{len(real)} clips, {steps:,} steps, onsets in {real.sum()} of them; heard in the same step, +-1")
     print("| | of the real onsets heard | of those heard, real | onsets in |\n|---|---|---|---|")
-    rows = {"codec": tokens, "dream": dream(actions), "shuffled actions": dream(shuffled)}
-    for name, found in ((name, heard(one)) for name, one in rows.items()):
+    dreamt = heard(dream(actions))
+    rows = {"codec": heard(tokens), "dream": dreamt, "shuffled actions": heard(dream(shuffled))}
+    for name, found in {**rows, "the dream of another clip": np.roll(dreamt, 1, axis=0)}.items():
         recall = [near(found, slack)[real].mean() for slack in (0, 1)]
         precision = [near(real, slack)[found].mean() for slack in (0, 1)]
         cells = ("{:.0%}, {:.0%}".format(*values) for values in (recall, precision))
-        print(f"| {name} | {' | '.join(cells)} | {found.mean():.1%} |", flush=True)
+        print(f"| {name} | {' | '.join(cells)} | {found.sum() / steps:.1%} |", flush=True)
 
 
 if __name__ == "__main__":
