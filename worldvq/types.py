@@ -289,10 +289,12 @@ class SoundCrops:
     Attributes:
         waveforms: (B, T) float32 in [-1, 1].
         speakers: (B,) int64, numbers of speakers.
+        keys: (B, 2) int32, of noise for each piece (:func:`worldvq.nn.noise.stream_keys`).
     """
 
     waveforms: Tensor
     speakers: Tensor
+    keys: Tensor
 
     def __repr__(self) -> str:
         """Show shapes, not contents."""
@@ -300,7 +302,8 @@ class SoundCrops:
 
     def to(self, device: torch.device | str) -> SoundCrops:
         """Move every tensor."""
-        return SoundCrops(self.waveforms.to(device, non_blocking=True), self.speakers.to(device, non_blocking=True))
+        parts = self.waveforms, self.speakers, self.keys
+        return SoundCrops(*(part.to(device, non_blocking=True) for part in parts))
 
 
 def samples_to_model(samples: Tensor) -> Tensor:

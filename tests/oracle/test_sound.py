@@ -1,5 +1,6 @@
 """The VQ-VAE of sound: its encoder against PyTorch's layers and by hand, and what its decoder is told of what."""
 
+import copy
 import runpy
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from worldvq.models.config import SamplingConfig, SoundTokenizerConfig, WaveNetConfig
 from worldvq.models.sampling import draw_noise, predictive, sequential
-from worldvq.models.sound import SoundTokenizer
+from worldvq.models.sound import SoundTokenizer, jitter
 from worldvq.nn.config import QuantizerConfig
 from worldvq.nn.conv import Convolution1d
 from worldvq.nn.mulaw import compress
@@ -114,6 +115,33 @@ def test_an_encoder_of_cepstra_sees_cepstral_coefficients(strides, hop):
     assert tokens.shape == (2, 4) and torch.equal(tokenizer(waveform, torch.tensor([0, 2])).tokens, tokens)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(tokenizer.encoder[0](waveform[:, None]), seen)
+
+
+def test_jitter_puts_neighbours_in_the_place_of_codes():
+    length, share = 4000, 0.3
+    z_q = torch.arange(2.0 * length).view(2, 1, 1, length).expand(2, 3, 1, length)
+    keys = torch.from_numpy(stream_keys(0, np.arange(2), np.zeros(2)))
+    moved = jitter(z_q, keys, share) - z_q
+    assert torch.equal(moved[:, :1].expand_as(moved), moved)  # all of a code
+    for row in moved[:, 0, 0]:
+        assert set(row.tolist()) == {-1.0, 0.0, 1.0} and row[0] >= 0 >= row[-1]
+        for way in (-1, 1):
+            assert (row == way).float().mean() == pytest.approx(share / 2, abs=0.02)
+    assert torch.equal(jitter(z_q[1:], keys[1:], share), jitter(z_q, keys, share)[1:])  # whoever is beside it
+    assert not torch.equal(moved[0], moved[1]) and torch.equal(jitter(z_q, keys, 0), z_q)
+
+
+def test_codes_are_jittered_in_training_alone():
+    tokenizer, keys = shake(make((2, 2), jitter=0.5)), torch.from_numpy(stream_keys(0, np.arange(2), np.zeros(2)))
+    given = torch.rand(2, 400) * 2 - 1, torch.tensor([0, 2])
+    with torch.no_grad():
+        assert torch.equal(tokenizer(*given, keys).logits, tokenizer(*given).logits)
+        found = []
+        for noise in ((keys,), ()):
+            torch.manual_seed(0)  # of what the codebook begins with
+            found.append(copy.deepcopy(tokenizer).train()(*given, *noise))
+        moved, still = found
+        assert torch.equal(moved.tokens, still.tokens) and not torch.equal(moved.logits, still.logits)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from worldvq.data.episode_files import (
 from worldvq.data.mapped import MappedStore
 from worldvq.data.store import Split
 from worldvq.errors import plural
+from worldvq.nn.noise import stream_keys
 from worldvq.types import SoundCrops, TokenImages, samples_to_model
 
 MIN_SAMPLES = 2
@@ -200,13 +201,16 @@ class CropSampler(ClipSampler):
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> SoundCrops:  # type: ignore[override]
         """Read this process's slice of the global batch of a step; see :meth:`ClipSampler.batch`."""
-        ids = self.ids(step)[self._share(rank, world)].tolist()
+        share = self._share(rank, world)
+        ids = self.ids(step)[share].tolist()
+        rows = np.arange(self.batch_size)[share]
         crops = np.zeros((len(ids), self.clip_frames), np.int16)
         for crop, (number, start) in zip(crops, ids, strict=True):
             piece = self.store.samples(number)[start : start + self.clip_frames]
             crop[: len(piece)] = piece
         speakers = torch.tensor([self._speakers[number] for number, _ in ids])
-        return SoundCrops(samples_to_model(torch.from_numpy(crops)), speakers)
+        keys = torch.from_numpy(stream_keys(self.seed, rows, np.full(len(rows), step)))
+        return SoundCrops(samples_to_model(torch.from_numpy(crops)), speakers, keys)
 
 
 class CodeSampler(CropSampler):

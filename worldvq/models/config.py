@@ -176,6 +176,9 @@ class SoundTokenizerConfig(Config):
     """Channels of the encoder, and of what the decoder is told."""
     quantizer: QuantizerConfig = QuantizerConfig()
     decoder: WaveNetConfig = WaveNetConfig()
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """In training, the share of codes that the decoder is told in the place of a neighbour, so that codes say what
+    lasts longer than one of them."""
 
     @property
     def hop(self) -> int:

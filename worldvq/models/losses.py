@@ -64,12 +64,12 @@ def sound_loss(model: nn.Module, crops: SoundCrops) -> tuple[Tensor, dict[str, T
 
     Args:
         model: A SoundTokenizer, possibly wrapped for distributed training.
-        crops: Waveforms (B, T) and speakers (B,).
+        crops: Waveforms (B, T), speakers (B,) and keys of their noise.
 
     Returns:
         The loss and detached scalars: ``nats_per_sample``, ``quantizer_loss``, ``perplexity`` of the batch's tokens.
     """
-    output = model(crops.waveforms, crops.speakers)
+    output = model(crops.waveforms, crops.speakers, crops.keys)
     inner: Any = getattr(model, "module", model)
     nats = _nats(output.logits, output.classes).mean()
     metrics = {"nats_per_sample": nats.detach(), "quantizer_loss": output.quantizer_loss.detach()}

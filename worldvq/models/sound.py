@@ -16,6 +16,7 @@ from worldvq.models.priors.contract import GridCache
 from worldvq.models.priors.wavenet import WaveNet
 from worldvq.nn.conv import Convolution1d
 from worldvq.nn.mulaw import NUM_CLASSES, compress
+from worldvq.nn.noise import random_bits
 from worldvq.nn.quantizer import make_quantizer
 from worldvq.nn.spectrograms import mfcc_of_tokens
 
@@ -63,11 +64,17 @@ class SoundTokenizer(nn.Module):
         """Size of the vocabulary K."""
         return self.config.quantizer.num_codes
 
-    def forward(self, waveform: Tensor, speaker: Tensor) -> SoundReconstruction:
-        """Predict every sample of waveform (B, T) in [-1, 1] of speaker (B,) int64; in training mode the codes move."""
+    def forward(self, waveform: Tensor, speaker: Tensor, keys: Tensor | None = None) -> SoundReconstruction:
+        """Predict every sample of waveform (B, T) in [-1, 1] of speaker (B,) int64.
+
+        In training mode the codebook moves and, with ``keys`` (B, 2) int32 of noise, some codes stand in for others.
+        """
         quantized = self.quantizer(self._encoded(waveform))
+        z_q = quantized.z_q
+        if self.training and keys is not None and self.config.jitter:
+            z_q = jitter(z_q, keys, self.config.jitter)
         classes = compress(waveform)  # (B, T)
-        logits = self.decoder(classes[:, None], self.context(quantized.z_q, speaker))[:, 0]  # (B, T, 256)
+        logits = self.decoder(classes[:, None], self.context(z_q, speaker))[:, 0]  # (B, T, 256)
         return SoundReconstruction(logits, classes, quantized.tokens[:, 0], quantized.loss)
 
     def encode(self, waveform: Tensor) -> Tensor:
@@ -89,6 +96,19 @@ class SoundTokenizer(nn.Module):
                 f"{waveform.shape[1]} samples do not divide into tokens of {self.config.hop}: cut or pad the sound"
             )
         return self.encoder(waveform[:, None])[:, :, None]
+
+
+def jitter(z_q: Tensor, keys: Tensor, share: float) -> Tensor:
+    """Put neighbours in the place of some codes (B, D, 1, n): time-jitter (Chorowski et al. 2019, section II-C).
+
+    Each is replaced with probability ``share``, as often by the one before it as by the one after; those at the ends
+    have one neighbour only, and stay in the place of the other.
+    """
+    length = z_q.shape[3]
+    uniform = (random_bits(keys, length) >> 8).bitwise_and_(2**24 - 1) * 2.0**-24  # (B, n)
+    shift = (uniform < share).long() - 2 * (uniform < share / 2).long()
+    place = (torch.arange(length, device=z_q.device) + shift).clamp(0, length - 1)
+    return z_q.gather(3, place[:, None, None].expand_as(z_q))
 
 
 def _encoder(config: SoundTokenizerConfig) -> nn.Sequential:
