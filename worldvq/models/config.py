@@ -163,6 +163,10 @@ class WaveNetConfig(Config):
     """Layers of a stack, of dilations 1, 2, 4, ...: at 10 a stack looks 1,023 samples back."""
 
 
+LEAST_STEP = 16
+"""Samples between two spectra of an encoder of sound, at least."""
+
+
 class SoundTokenizerConfig(Config):
     """The VQ-VAE of sound: strided convolutions, codes, and a WaveNet that is told the codes and the speaker."""
 
@@ -184,6 +188,15 @@ class SoundTokenizerConfig(Config):
     def hop(self) -> int:
         """Samples that a token stands for."""
         return math.prod(self.strides)
+
+    @model_validator(mode="after")
+    def _spectrum_is_taken_now_and_then(self) -> SoundTokenizerConfig:
+        if self.features == "mfcc" and self.strides[0] < LEAST_STEP:
+            raise ValueError(
+                f"with features mfcc the spectrum is taken every strides[0] = {self.strides[0]} samples: give "
+                f"{LEAST_STEP} or more, for instance sound.strides=[64]"
+            )
+        return self
 
 
 class SamplingConfig(Config):

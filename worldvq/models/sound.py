@@ -6,6 +6,7 @@ not say of the speaker, the speaker's own vector does: with another one, another
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,11 +19,10 @@ from worldvq.nn.conv import Convolution1d
 from worldvq.nn.mulaw import NUM_CLASSES, compress
 from worldvq.nn.noise import random_bits
 from worldvq.nn.quantizer import make_quantizer
-from worldvq.nn.spectrograms import mfcc_of_tokens
+from worldvq.nn.spectrograms import BANDS, mfcc_of_tokens
 
 COEFFICIENTS = 13
-DECIBELS = 20.0
-"""What counts as one."""
+LIFTER = 22
 
 
 class SoundReconstruction(NamedTuple):
@@ -99,16 +99,15 @@ class SoundTokenizer(nn.Module):
 
 
 def jitter(z_q: Tensor, keys: Tensor, share: float) -> Tensor:
-    """Put neighbours in the place of some codes (B, D, 1, n): time-jitter (Chorowski et al. 2019, section II-C).
+    """Put neighbours in the place of some codes (B, D, 1, n): time-jitter (Chorowski et al. 2019).
 
-    Each is replaced with probability ``share``, as often by the one before it as by the one after; those at the ends
-    have one neighbour only, and stay in the place of the other.
+    Each is replaced with probability ``share``, as often by the one before it as by the one after. At the ends, where
+    that neighbour is missing, the code stays.
     """
-    length = z_q.shape[3]
-    uniform = (random_bits(keys, length) >> 8).bitwise_and_(2**24 - 1) * 2.0**-24  # (B, n)
-    shift = (uniform < share).long() - 2 * (uniform < share / 2).long()
-    place = (torch.arange(length, device=z_q.device) + shift).clamp(0, length - 1)
-    return z_q.gather(3, place[:, None, None].expand_as(z_q))
+    uniform = (random_bits(keys, z_q.shape[3]) >> 8).bitwise_and_(2**24 - 1) * 2.0**-24  # (B, n)
+    before, after = (uniform < share / 2)[:, None, None], (uniform < share)[:, None, None]
+    earlier, later = torch.cat([z_q[..., :1], z_q[..., :-1]], 3), torch.cat([z_q[..., 1:], z_q[..., -1:]], 3)
+    return torch.where(before, earlier, torch.where(after, later, z_q))
 
 
 def _encoder(config: SoundTokenizerConfig) -> nn.Sequential:
@@ -120,7 +119,7 @@ def _encoder(config: SoundTokenizerConfig) -> nn.Sequential:
 
 
 def _spectral_encoder(config: SoundTokenizerConfig, rate: int) -> nn.Sequential:
-    """The same of MFCCs, as Chorowski et al. (2019, arXiv 1901.08810) have it: convolutions that go by what is said."""
+    """The same of MFCCs, which Chorowski et al. (2019, arXiv 1901.08810) let an encoder see, with their derivatives."""
     step, *strides = config.strides
     width = config.width
     layers: list[nn.Module] = [_Cepstrum(rate, step), Convolution1d(COEFFICIENTS, width, 3), _ResidualBlock(width)]
@@ -130,15 +129,26 @@ def _spectral_encoder(config: SoundTokenizerConfig, rate: int) -> nn.Sequential:
 
 
 class _Cepstrum(nn.Module):
-    """MFCCs (B, 13, T / step) of sound (B, 1, T), around the middle of each ``step`` samples; about 1 in size."""
+    """MFCCs (B, 13, T / step) of sound (B, 1, T), around the middle of each ``step`` samples.
+
+    Liftered as HTK does (Young et al., *The HTK Book*, section 5.6), so that all coefficients of speech spread alike, and
+    scaled to about 1; silence is 0, as what lies beyond the ends.
+    """
+
+    scale: Tensor
 
     def __init__(self, rate: int, step: int):
         super().__init__()
         self.rate, self.step = rate, step
+        order = torch.arange(COEFFICIENTS)
+        scale = (1 + LIFTER / 2 * torch.sin(math.pi * order / LIFTER)) / 90
+        scale[0] = 1 / (20 * BANDS**0.5)  # the mean of the bands: 20 dB are 1
+        self.register_buffer("scale", scale[:, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # a power spectrum spans more than bf16 holds
-            return mfcc_of_tokens(x[:, 0].float(), self.rate, self.step, COEFFICIENTS).transpose(1, 2) / DECIBELS
+        with torch.autocast(x.device.type, enabled=False):  # half precision holds neither the range nor the digits
+            found = mfcc_of_tokens(x[:, 0].float(), self.rate, self.step, COEFFICIENTS)
+            return found.transpose(1, 2) * self.scale
 
 
 class _ResidualBlock(nn.Module):

@@ -53,8 +53,11 @@ def mel_filters(num_bins: int, rate: int, bands: int) -> Tensor:
 
 
 def mfcc(samples: Tensor, rate: int, step: int | None = None, count: int = 13) -> Tensor:
-    """Return mel-frequency cepstral coefficients (B, frames, count): a cosine transform of :func:`log_mel`."""
-    mel = log_mel(samples, rate, step)
+    """Return mel-frequency cepstral coefficients (B, frames, count): a cosine transform of :func:`log_mel`.
+
+    Decibels are counted from ``FLOOR``, so that silence has zeros.
+    """
+    mel = log_mel(samples, rate, step) - FLOOR
     bands = mel.shape[-1]
     places = (torch.arange(bands) + 0.5) * math.pi / bands
     basis = torch.cos(places[:, None] * torch.arange(count)) * (2 / bands) ** 0.5  # DCT-II, orthogonal
