@@ -5,7 +5,7 @@
 A player is a policy (`worldvq record`), with `:FRAMES` another number of frames than ``--frames``; with `+` clips of
 two recordings in turns, half of the frames by each; `explore` is `retrace` that undoes nothing. Tokenizer and
 situations are the same for all, training takes ``--seconds`` each, in turns. The test recording is by `retrace`, of
-another seed. Prints and writes a Markdown table. Recordings, tokenizer and tokens that are in ``--out`` are kept.
+another seed. Prints and writes a Markdown table. The same players again keep recordings, tokenizer and tokens.
 """
 
 from __future__ import annotations
@@ -53,9 +53,11 @@ class InTurns:
 
 def recordings(player: str, frames: int) -> list[tuple[str, int]]:
     """Return policies and frames of the recordings of a player."""
-    name, _, count = player.partition(":")
+    name, _, count = player.rpartition(":")
+    if not count.isdigit():
+        name, count = player, str(frames)
     policies = name.split("+")
-    return [(policy, (int(count) if count else frames) // len(policies)) for policy in policies]
+    return [(policy, int(count) // len(policies)) for policy in policies]
 
 
 def prepare(config: ExperimentConfig, root: Path, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], Path]:
@@ -67,7 +69,7 @@ def prepare(config: ExperimentConfig, root: Path, wanted: set[tuple[str, int]]) 
         given = {"policy": policy.replace("explore", "retrace"), "frames": frames}
         if policy == "explore":
             given["undo"] = {}
-        data[policy, frames] = root / "data" / f"{policy}_{frames}"
+        data[policy, frames] = root / "data" / f"{policy.replace('/', '_')}_{frames}"
         record(config.env, config.record.model_copy(update=given), data[policy, frames]).close()
     train_tokenizer(config, list(data.values()), root / "tokenizer")
     tokens = {}
@@ -120,12 +122,14 @@ def table(reports: dict[str, Report]) -> str:
 def main() -> None:
     """Record, train, test and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="maze")
-    parser.add_argument("--players", nargs="+", default=["held", "explore", "retrace", "retrace+held"])
-    parser.add_argument("--frames", type=int, default=48_000)
+    parser.add_argument("--config", default="maze", help="environment, models and training")
+    parser.add_argument(
+        "--players", nargs="+", default=["held", "explore", "retrace", "retrace+held"], help="see above"
+    )
+    parser.add_argument("--frames", type=int, default=48_000, help="frames of each player, in all")
     parser.add_argument("--seconds", type=float, default=300.0, help="training time of each dynamics model")
-    parser.add_argument("--situations", type=int, default=16)
-    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--situations", type=int, default=16, help="held-out situations that are forked")
+    parser.add_argument("--clips", type=int, default=64, help="held-out clips, for nats a token")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("override", nargs="*", help="key.path=value")
     arguments = parser.parse_args()

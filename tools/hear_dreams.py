@@ -39,9 +39,9 @@ def main() -> None:
     parser.add_argument("--world", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--context", type=int, default=6)
-    parser.add_argument("--horizon", type=int, default=20)
-    parser.add_argument("--threshold", type=float, default=0.02)
+    parser.add_argument("--context", type=int, default=6, help="Frames that are recorded.")
+    parser.add_argument("--horizon", type=int, default=20, help="Frames that are dreamt.")
+    parser.add_argument("--threshold", type=float, default=0.02, help="Of loudness, RMS, of full scale.")
     parser.add_argument(
         "--beat",
         type=int,
@@ -58,6 +58,7 @@ def main() -> None:
     period, first, last = arguments.beat
     clips = heldout_clips(store, arguments.clips, length, arguments.seed)
     clips[:, 1] -= clips[:, 1] % period
+    clips = np.unique(clips, axis=0)
     counted = np.isin(np.arange(context - 1, length - 1) % period, range(first, last + 1))
     clip = read_clips(store, clips, length)
     assert clip.sounds is not None
@@ -82,7 +83,7 @@ def main() -> None:
     print("| | of the real onsets heard | of those heard, real | onsets in |\n|---|---|---|---|")
     dreamt = heard(dream(actions))
     rows = {"codec": heard(tokens), "dream": dreamt, "shuffled actions": heard(dream(shuffled))}
-    for name, found in {**rows, "the dream of another clip": np.roll(dreamt, 1, axis=0)}.items():
+    for name, found in {**rows, "the dream of another clip": np.roll(dreamt, len(dreamt) // 2, axis=0)}.items():
         recall = [near(found, slack)[real].mean() for slack in (0, 1)]
         precision = [near(real, slack)[found].mean() for slack in (0, 1)]
         cells = ("{:.0%}, {:.0%}".format(*values) for values in (recall, precision))

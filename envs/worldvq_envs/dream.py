@@ -34,8 +34,8 @@ class DreamEnv(gymnasium.Env):
     It begins from frames of a held-out episode, of which the newest is the first observation, as the tokenizer has it.
     Actions are the recorded ones (:attr:`action_names` where they have names), rewards what the model expects. Whether
     an episode terminates is drawn from the model's probability that it does. ``reset(options={"frames": (C, H, W, 3)
-    uint8, "actions": (C - 1, ...)})`` begins from a context of your own. What is dreamt follows from the seed and the
-    actions.
+    uint8, "actions": (C - 1, ...)})`` begins from a context of your own; a world with sound also takes ``"sounds"``
+    (C, S) int16, what was heard before each frame. What is dreamt follows from the seed and the actions.
 
     Args:
         world: Folder of a trained world, or a loaded one.
@@ -178,8 +178,9 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
 
         Args:
             seed: One, or one each.
-            options: ``reset_mask`` (E,) bool has only these begin again; ``frames`` (n, C, H, W, 3) and ``actions``
-                (n, C - 1, ...) are contexts for those n that begin, or one for all without the first axis.
+            options: ``reset_mask`` (E,) bool has only these begin again; ``frames`` (n, C, H, W, 3), ``actions``
+                (n, C - 1, ...) and, in worlds with sound, ``sounds`` (n, C, S) are contexts for those n that begin, or
+                one for all without the first axis.
 
         Raises:
             UsageError: Seeds, mask or contexts do not fit.

@@ -12,6 +12,7 @@ from support.sounds import write_sounds
 from torch import nn
 
 from worldvq.models.config import SamplingConfig, SoundTokenizerConfig, WaveNetConfig
+from worldvq.models.losses import sound_loss
 from worldvq.models.sampling import draw_noise, predictive, sequential
 from worldvq.models.sound import SoundTokenizer, jitter
 from worldvq.nn.config import QuantizerConfig
@@ -21,6 +22,7 @@ from worldvq.nn.noise import stream_keys
 from worldvq.nn.spectrograms import mel_filters
 from worldvq.training.config import OptimizerConfig
 from worldvq.training.optimizers import make_optimizer
+from worldvq.types import SoundCrops
 from worldvq.world.codec import SoundCodec
 
 HOPS = {64: (2,) * 6, 128: (2,) * 7, 640: (*(2,) * 7, 5)}  # 64 as in the paper; 128 and 640 as in its talk
@@ -133,6 +135,23 @@ def test_jitter_puts_neighbours_in_the_place_of_codes():
             assert (row == way).float().mean() == pytest.approx(share / 2, abs=0.02)
     assert torch.equal(jitter(z_q[1:], keys[1:], share), jitter(z_q, keys, share)[1:])  # whoever is beside it
     assert not torch.equal(moved[0], moved[1]) and torch.equal(jitter(z_q, keys, 0), z_q)
+
+
+def test_jitter_is_asked_for_by_the_loss():
+    tokenizer = shake(make((2, 2), jitter=0.5)).train()
+    waveform, speakers = torch.rand(2, 400) * 2 - 1, torch.tensor([0, 2])
+    losses = []
+    for step in (0, 0, 1):
+        keys = torch.from_numpy(stream_keys(0, np.arange(2), np.full(2, step)))
+        torch.manual_seed(0)
+        with torch.no_grad():
+            losses.append(sound_loss(copy.deepcopy(tokenizer), SoundCrops(waveform, speakers, keys))[0].item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_spectrum_every_other_sample_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"every strides\[0\] = 2 samples: .*sound.strides=\[64\]"):
+        SoundTokenizerConfig(features="mfcc")
 
 
 def test_codes_are_jittered_in_training_alone():

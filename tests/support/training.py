@@ -225,7 +225,8 @@ def train_sound(root: str, out: str, steps: int, kill_at: int | None = None, cod
     section = "sound_prior_training" if codec else "sound_training"
     settings = {"steps": steps, "save_every": 2, "batch_size": 4, "log_every": 1}
     changes = [f"{section}.{key}={value}" for key, value in settings.items()]
-    config = load_config("tiny", ["sound.quantizer.kind=ema", *changes])
+    model = ["sound.quantizer.kind=ema", "sound.jitter=0.3", "sound.features=mfcc", "sound.strides=[16]"]
+    config = load_config("tiny", [*model, *changes])
     if codec:
         train_sound_prior(config, Path(codec), Path(root) / "sounds", Path(out))
     else:

@@ -8,12 +8,14 @@ import torch
 from support.episodes import make_episode, make_meta
 from support.heard import RATE, SAMPLES, make_heard_world, make_sounds
 from support.worlds import HEIGHT, SPACES, WIDTH, make_actions, make_frames
-from worldvq_envs.dream import DreamEnv
+from worldvq_envs.dream import DreamEnv, DreamVectorEnv
 
 from worldvq.config.env import SoundFormat
 from worldvq.data.episodes import EpisodeStore
+from worldvq.errors import UsageError
 from worldvq.evaluation.branches import find_situations
 from worldvq.evaluation.counterfactual import imagine_branches
+from worldvq.evaluation.likelihood import measure_likelihood
 from worldvq.play.starts import Openings, find_starts
 from worldvq.world.model import WorldModel
 
@@ -31,7 +33,7 @@ def store(tmp_path_factory) -> EpisodeStore:
     meta = meta.model_copy(update={"action_space": SPACES["discrete"].to_json()})
     with EpisodeStore.create(tmp_path_factory.mktemp("heard") / "data", meta) as store:
         for number in range(2):
-            store.commit(number, make_episode(number, 9, size=(HEIGHT, WIDTH), samples=SAMPLES))
+            store.commit(number, make_episode(number, 14, size=(HEIGHT, WIDTH), samples=SAMPLES))
     return EpisodeStore.open(store.path)
 
 
@@ -74,6 +76,40 @@ def test_a_dream_begins_with_what_is_given(world):
     assert torch.equal(dream.tokens, torch.stack([tokens[0, -1]] * 2))
     dream.reset([1], frames[:1], actions[:1, :2])
     assert torch.equal(dream.tokens[1], world.tokenize(frames[:1])[0, -1])
+
+
+@pytest.mark.parametrize("format_", [(RATE, SAMPLES // 2), (2 * RATE, SAMPLES)])
+def test_a_dataset_of_another_sound_is_refused_before_anything_is_played(world, tmp_path, format_):
+    rate, samples = format_
+    meta = make_meta(size=(HEIGHT, WIDTH), sound=SoundFormat(rate=rate, samples=samples), heldout_every=1)
+    meta = meta.model_copy(update={"action_space": SPACES["discrete"].to_json()})
+    with EpisodeStore.create(tmp_path / "other", meta) as store:
+        store.commit(0, make_episode(0, 9, size=(HEIGHT, WIDTH), samples=samples))
+    with pytest.raises(UsageError, match=r"sound\.(rate|samples): the dataset has \d+, the world expects \d+"):
+        DreamEnv(world, data=tmp_path / "other", context=CONTEXT)
+
+
+def test_rows_that_begin_again_hear_their_contexts(world, store):
+    envs = DreamVectorEnv(num_envs=2, world=world, data=store, context=CONTEXT, info=("tokens",))
+    envs.reset(seed=0)
+    frames, actions = make_frames(1, CONTEXT), make_actions("discrete", 1, CONTEXT - 1).numpy()
+    sounds = make_sounds(1, CONTEXT)
+    given = {"frames": frames.numpy(), "actions": actions, "sounds": sounds.numpy()}
+    _, info = envs.reset(options={"reset_mask": np.array([False, True]), **given})
+    np.testing.assert_array_equal(info["tokens"][1], world.tokenize(frames, sounds)[0, -1])
+
+
+def test_the_likelihood_of_frames_is_given_what_is_heard(world, store, monkeypatch):
+    asked, score = [], WorldModel.score
+
+    def spied(self, clip, context):
+        asked.append(clip.tokens)
+        return score(self, clip, context)
+
+    monkeypatch.setattr(WorldModel, "score", spied)
+    found = measure_likelihood(world, store.path, clips=1, seed=0)
+    assert found.num_frames and "the dynamics, given the past" in found.priors
+    assert asked[0].shape[2:] == world.dynamics.grid
 
 
 def test_an_environment_hears_its_contexts(world, store, monkeypatch):

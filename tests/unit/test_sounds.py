@@ -104,6 +104,17 @@ def test_a_piece_is_what_its_ids_name(store, seed, step, length, split):
     assert torch.equal(torch.cat([part.speakers for part in parts]), crops.speakers)
 
 
+def test_the_noise_of_a_piece_follows_from_step_and_place_in_the_batch(store):
+    def keys(step, rank=0, world=1, seed=3):
+        return CropSampler(store, "train", 40, 4, seed, SPEAKERS).batch(step, rank, world).keys
+
+    whole = keys(5)
+    assert whole.shape == (4, 2) and whole.dtype == torch.int32 and len({tuple(row) for row in whole.tolist()}) == 4
+    assert torch.equal(torch.cat([keys(5, rank, 2) for rank in range(2)]), whole)
+    for other in (keys(6), keys(5, seed=4)):
+        assert not (other == whole).all(1).any()
+
+
 def test_every_place_is_equally_likely(store):
     sampler = CropSampler(store, "train", 690, 2000, 0, SPEAKERS)
     drawn = Counter(sampler.ids(0)[:, 0].tolist())

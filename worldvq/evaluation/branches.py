@@ -94,8 +94,8 @@ def find_situations(store: EpisodeStore, player: Player, context: int, count: in
         number, step = places[index]
         episode = store.read(number)
         shown = slice(step - context + 1, step + 1)
-        heard = None if episode.sounds is None else heard_before(episode.sounds)[shown]
-        found = Situation(number, episode.seed, episode.frames[shown], episode.actions[:step], heard)
+        heard = None if episode.sounds is None else heard_before(episode.sounds)[shown].copy()
+        found = Situation(number, episode.seed, episode.frames[shown].copy(), episode.actions[:step], heard)
         _prove(player, found, episode.frames[: step + 1], store)
         situations.append(found)
     return situations

@@ -90,7 +90,8 @@ def measure_likelihood(
     nats = bound(tokenizer, frames, own, log_scale, uniform_nats(tokenizer.num_codes))
     priors = {"all codes equally probable": nats.prior}
     if isinstance(model, WorldModel):
-        priors["the dynamics, given the past"] = _dynamics_nats(model, clip, tokens, context)
+        given = tokens if model.sound_format is None else model.tokenize(clip.frames, clip.sounds)
+        priors["the dynamics, given the past"] = _dynamics_nats(model, clip, given, context)
     if prior is not None:
         given = "given the class" if len(prior.classes) > 1 else "of single frames"
         scored = clip.frames.shape[1] - context

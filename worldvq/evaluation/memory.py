@@ -92,7 +92,7 @@ def there_and_back(
         real one through the tokenizer), ``not_returned`` (what the real frame at the turning point would score),
         ``turning_point`` (PSNR of the imagined frame there: a dream that does not move comes back too) and ``shown``
         (mean, ci95; where the way there was shown for real and only the way back is imagined: where one may slide along
-        a wall or not, a dream that draws the other of the two is right not to come back, and this one cannot).
+        a wall or not, a dream that draws the other of the two on its way there is right not to come back).
         ``by_situation``: the squared errors ``error`` and ``ceiling`` behind the PSNRs, arrays (ways, S) with NaN where
         a way does not count.
     """

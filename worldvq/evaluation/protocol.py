@@ -223,15 +223,19 @@ def _versions() -> dict[str, str]:
 
 
 def check_fits(world: WorldModel, store: EpisodeStore) -> None:
-    """Refuse a dataset of other frames or actions than the world's.
+    """Refuse a dataset of other frames, actions or sounds than the world's; where one has no sound, that is silence.
 
     Raises:
         UsageError: Names every field that differs, and both values; or it holds single images.
     """
     refuse_images(store.meta.env, store.path)
+    held: dict[str, Any] = {"frame_size": store.meta.frame_size, "action_space": store.action_space.to_json()}
+    expected: dict[str, Any] = {"frame_size": world.frame_size, "action_space": world.action_space.to_json()}
+    if store.meta.sound and world.sound_format:
+        held["sound"], expected["sound"] = store.meta.sound.model_dump(), world.sound_format.model_dump()
     require_same(
-        {"frame_size": store.meta.frame_size, "action_space": store.action_space.to_json()},
-        {"frame_size": world.frame_size, "action_space": world.action_space.to_json()},
+        held,
+        expected,
         ("the dataset has", "the world expects"),
         f"{store.path} does not fit the world",
         "take a dataset of the world's environment, recorded with its env.size",

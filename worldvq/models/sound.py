@@ -131,7 +131,7 @@ def _spectral_encoder(config: SoundTokenizerConfig, rate: int) -> nn.Sequential:
 class _Cepstrum(nn.Module):
     """MFCCs (B, 13, T / step) of sound (B, 1, T), around the middle of each ``step`` samples.
 
-    Liftered as HTK does (Young et al., *The HTK Book*, section 5.6), so that all coefficients of speech spread alike, and
+    Liftered as in HTK (Young et al., *The HTK Book*, section 5.6), so that all coefficients of speech spread alike, and
     scaled to about 1; silence is 0, as what lies beyond the ends.
     """
 

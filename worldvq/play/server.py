@@ -227,10 +227,10 @@ async def _close(websocket: WebSocket, code: int, reason: str) -> None:
 
 @contextlib.contextmanager
 def _unless_closed() -> Iterator[None]:
-    """Send something.
+    """Turn what the server says where a connection is closed below the application into what it says elsewhere.
 
     Raises:
-        WebSocketDisconnect: The connection is closed, be it below the application, which the server tells otherwise.
+        WebSocketDisconnect: The connection is closed.
     """
     try:
         yield

@@ -58,7 +58,9 @@ def find_starts(store: EpisodeStore, context: int | None, longest: int) -> list[
         store.copy_window(number, first, frames)
         episode = store.mapped(number)
         path = np.array(episode.actions[: first + context - 1])
-        heard = episode.sounds if episode.sounds is None else heard_before(episode.sounds)[first : first + context]
+        heard = (
+            episode.sounds if episode.sounds is None else heard_before(episode.sounds)[first : first + context].copy()
+        )
         starts.append(Start(frames, path[first:], store.entry(number).seed, path, heard))
     return starts
 
