@@ -289,7 +289,7 @@ class SoundCrops:
     Attributes:
         waveforms: (B, T) float32 in [-1, 1].
         speakers: (B,) int64, numbers of speakers.
-        keys: (B, 2) int32, of noise for each piece (:func:`worldvq.nn.noise.stream_keys`).
+        keys: (B, 2) int32, random words of each piece, for its noise.
     """
 
     waveforms: Tensor

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sounds import RATE, tone
 
+from worldvq.evaluation.spectrograms import draw_spectrogram, spectrogram_sheet
 from worldvq.evaluation.speech import (
     Clusters,
     SpeakerClassifier,
@@ -14,8 +15,7 @@ from worldvq.evaluation.speech import (
     majority_accuracy,
     phones_of_tokens,
 )
-from worldvq.media.sound_writing import spectrogram_sheet, wav_bytes
-from worldvq.media.spectrograms import draw_spectrogram
+from worldvq.media.sound_writing import wav_bytes
 from worldvq.nn.spectrograms import FLOOR, log_mel, mel_filters, mfcc
 from worldvq.types import samples_to_model
 

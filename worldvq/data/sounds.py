@@ -28,7 +28,6 @@ from worldvq.data.episode_files import (
 from worldvq.data.mapped import MappedStore
 from worldvq.data.store import Split
 from worldvq.errors import plural
-from worldvq.nn.noise import stream_keys
 from worldvq.types import SoundCrops, TokenImages, samples_to_model
 
 MIN_SAMPLES = 2
@@ -203,13 +202,13 @@ class CropSampler(ClipSampler):
         """Read this process's slice of the global batch of a step; see :meth:`ClipSampler.batch`."""
         share = self._share(rank, world)
         ids = self.ids(step)[share].tolist()
-        rows = np.arange(self.batch_size)[share]
         crops = np.zeros((len(ids), self.clip_frames), np.int16)
         for crop, (number, start) in zip(crops, ids, strict=True):
             piece = self.store.samples(number)[start : start + self.clip_frames]
             crop[: len(piece)] = piece
         speakers = torch.tensor([self._speakers[number] for number, _ in ids])
-        keys = torch.from_numpy(stream_keys(self.seed, rows, np.full(len(rows), step)))
+        words = self._words(step, 2 * self.batch_size)[self.batch_size :][share]  # those before say which pieces
+        keys = torch.from_numpy(words.view(np.int32).reshape(-1, 2))
         return SoundCrops(samples_to_model(torch.from_numpy(crops)), speakers, keys)
 
 

@@ -1,15 +1,11 @@
-"""Sounds as files and as pictures."""
+"""Sounds as files."""
 
 from __future__ import annotations
 
 import io
 import wave
-from collections.abc import Sequence
 
 import numpy as np
-
-from worldvq.media.spectrograms import draw_spectrogram
-from worldvq.media.tiles import draw_label, grid
 
 
 def wav_bytes(samples: np.ndarray, rate: int) -> bytes:
@@ -21,24 +17,3 @@ def wav_bytes(samples: np.ndarray, rate: int) -> bytes:
         out.setframerate(rate)
         out.writeframes(samples.astype("<i2").tobytes())
     return file.getvalue()
-
-
-def spectrogram_sheet(
-    headings: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]], rate: int
-) -> np.ndarray:
-    """Lay out spectrograms of sounds, a row a sentence, each under what it is: (H, W, 3) uint8.
-
-    Args:
-        headings: One a column.
-        rows: What the row is, and sounds (N,) int16 of about one length.
-        rate: Samples a second.
-    """
-    return grid(
-        [
-            [
-                draw_label(draw_spectrogram(sound, rate), f"{label}: {heading}" if label else heading)
-                for heading, sound in zip(headings, sounds, strict=True)
-            ]
-            for label, sounds in rows
-        ]
-    )

@@ -13,9 +13,9 @@ import worldvq
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.heard import EpisodeSounds
 from worldvq.data.sounds import CropSampler, Sounds, SoundStore
+from worldvq.evaluation.spectrograms import spectrogram_sheet
 from worldvq.files.differences import require_same
 from worldvq.media.pictures import save_png
-from worldvq.media.sound_writing import spectrogram_sheet
 from worldvq.models.losses import sound_loss
 from worldvq.models.sound import SoundTokenizer
 from worldvq.stages.experiment import ExperimentConfig, SoundSections, defaults

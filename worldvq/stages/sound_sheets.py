@@ -11,6 +11,7 @@ import torch
 
 from worldvq.data.sounds import Sounds, SoundStore
 from worldvq.errors import UsageError, plural
+from worldvq.evaluation.spectrograms import spectrogram_sheet
 from worldvq.evaluation.speech import (
     Clusters,
     SpeakerClassifier,
@@ -20,7 +21,7 @@ from worldvq.evaluation.speech import (
 )
 from worldvq.files.atomic import write_together
 from worldvq.media.pictures import save_png
-from worldvq.media.sound_writing import spectrogram_sheet, wav_bytes
+from worldvq.media.sound_writing import wav_bytes
 from worldvq.stages.sound import open_codec
 from worldvq.world.codec import SoundCodec
 from worldvq.world.sound_model import SoundModel
