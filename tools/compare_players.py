@@ -28,7 +28,7 @@ from worldvq.evaluation.protocol import evaluate
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.losses import dynamics_loss
-from worldvq.stages.experiment import ExperimentConfig, load_config, override
+from worldvq.stages.experiment import ExperimentConfig, load_config
 from worldvq.stages.interventions import intervene
 from worldvq.stages.record import record
 from worldvq.stages.tokenizer import train_tokenizer
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("override", nargs="*", help="key.path=value")
     arguments = parser.parse_args()
     config, root = load_config(arguments.config, arguments.override), arguments.out
-    config = override(config.for_frames(config.env.size, "env.size"), {})
+    config = config.for_frames(config.env.size, "env.size")
     wanted = {player: recordings(player, arguments.frames) for player in arguments.players}
     tokens = prepare(config, root, {each for parts in wanted.values() for each in parts})
     models = {name: entrant(config, root, [tokens[part] for part in parts]) for name, parts in wanted.items()}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from support.episodes import make_episode, make_meta
 from support.tokenizers import tokenizer_config
 from support.worlds import CODES, HEIGHT, SPACES, WIDTH, WINDOW
+from worldvq.config.env import SoundFormat
+from worldvq.data.episodes import EpisodeStore
 from worldvq.models.config import DynamicsConfig, PriorConfig
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.layout import SoundTokens
@@ -15,6 +20,7 @@ from worldvq.models.sound import SoundTokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.config import QuantizerConfig
 from worldvq.stages.experiment import load_config
+from worldvq.types import ActionSpace
 from worldvq.world.codec import SoundCodec
 from worldvq.world.model import WorldModel
 
@@ -45,6 +51,17 @@ def make_heard_world(prior: str = "transformer") -> WorldModel:
         for parameter in module.parameters():
             nn.init.normal_(parameter, std=0.4)
     return WorldModel(tokenizer, dynamics, {"env_id": "Toy-v0"}, codec)
+
+
+def write_store(path: Path, steps: int, space: ActionSpace | None = None) -> EpisodeStore:
+    """Two episodes with sound, of which the second is held out, frames as the world takes them."""
+    meta = make_meta(size=(HEIGHT, WIDTH), sound=SoundFormat(rate=RATE, samples=SAMPLES), heldout_every=2)
+    if space is not None:
+        meta = meta.model_copy(update={"action_space": space.to_json()})
+    with EpisodeStore.create(path, meta) as store:
+        for number in range(2):
+            store.commit(number, make_episode(number, steps, size=(HEIGHT, WIDTH), samples=SAMPLES))
+    return EpisodeStore.open(path)
 
 
 def make_sounds(batch: int, steps: int) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.episodes import make_episode, make_meta
-from support.heard import RATE, SAMPLES, make_heard_world, make_sounds
+from support.heard import RATE, SAMPLES, make_heard_world, make_sounds, write_store
 from support.worlds import HEIGHT, SPACES, WIDTH, make_actions, make_frames
 from worldvq_envs.dream import DreamEnv, DreamVectorEnv
 
@@ -29,12 +29,7 @@ def world() -> WorldModel:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> EpisodeStore:
-    meta = make_meta(size=(HEIGHT, WIDTH), sound=SoundFormat(rate=RATE, samples=SAMPLES), heldout_every=2)
-    meta = meta.model_copy(update={"action_space": SPACES["discrete"].to_json()})
-    with EpisodeStore.create(tmp_path_factory.mktemp("heard") / "data", meta) as store:
-        for number in range(2):
-            store.commit(number, make_episode(number, 14, size=(HEIGHT, WIDTH), samples=SAMPLES))
-    return EpisodeStore.open(store.path)
+    return write_store(tmp_path_factory.mktemp("heard") / "data", 14, SPACES["discrete"])
 
 
 class Replay:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.episodes import make_episode, make_meta
-from support.heard import CODES, RATE, SAMPLES, TOKENS, make_codec, make_heard_world, make_sounds
+from support.heard import CODES, RATE, SAMPLES, TOKENS, make_codec, make_heard_world, make_sounds, write_store
 from support.tone_env import pitches
 from support.worlds import HEIGHT, WIDTH, make_actions, make_frames, make_world
 
@@ -32,12 +32,7 @@ def world() -> WorldModel:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> EpisodeStore:
-    """Two episodes with sound, frames as the world takes them."""
-    meta = make_meta(size=(HEIGHT, WIDTH), sound=SoundFormat(rate=RATE, samples=SAMPLES), heldout_every=2)
-    with EpisodeStore.create(tmp_path_factory.mktemp("heard") / "data", meta) as store:
-        for number in range(2):
-            store.commit(number, make_episode(number, 9, size=(HEIGHT, WIDTH), samples=SAMPLES))
-    return EpisodeStore.open(store.path)
+    return write_store(tmp_path_factory.mktemp("heard") / "data", 9)
 
 
 def test_a_clip_has_the_sound_that_led_to_each_frame(store):

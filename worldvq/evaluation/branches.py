@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from worldvq.data.clips import read_clips
 from worldvq.data.episodes import EpisodeStore
 from worldvq.errors import UsageError, plural
-from worldvq.types import UNBOUNDED, ActionSpace, heard_before
+from worldvq.types import UNBOUNDED, ActionSpace
 
 MOST_PLANS = 9
 """Ways to go on from a situation, at most."""
@@ -93,9 +94,9 @@ def find_situations(store: EpisodeStore, player: Player, context: int, count: in
     for index in rng.permutation(len(places))[:count]:
         number, step = places[index]
         episode = store.read(number)
-        shown = slice(step - context + 1, step + 1)
-        heard = None if episode.sounds is None else heard_before(episode.sounds)[shown].copy()
-        found = Situation(number, episode.seed, episode.frames[shown].copy(), episode.actions[:step], heard)
+        clip = read_clips(store, np.array([[number, step - context + 1]]), context)
+        heard = None if clip.sounds is None else clip.sounds[0].numpy()
+        found = Situation(number, episode.seed, clip.frames[0].numpy(), episode.actions[:step], heard)
         _prove(player, found, episode.frames[: step + 1], store)
         situations.append(found)
     return situations

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldvq.data.clips import heldout_clips, spread_by_change
+from worldvq.data.clips import heldout_clips, read_clips, spread_by_change
 from worldvq.data.episodes import EpisodeStore
-from worldvq.types import heard_before
 from worldvq.world.dream import Dream
 from worldvq.world.model import WorldModel
 
@@ -54,14 +53,10 @@ def find_starts(store: EpisodeStore, context: int | None, longest: int) -> list[
     ids = heldout_clips(store, CANDIDATES, context, setting="--context")
     starts = []
     for number, first in ids[spread_by_change(store, ids, context, NUM_STARTS)].tolist():
-        frames = np.empty((context, *store.item_shape), np.uint8)
-        store.copy_window(number, first, frames)
-        episode = store.mapped(number)
-        path = np.array(episode.actions[: first + context - 1])
-        heard = (
-            episode.sounds if episode.sounds is None else heard_before(episode.sounds)[first : first + context].copy()
-        )
-        starts.append(Start(frames, path[first:], store.entry(number).seed, path, heard))
+        clip = read_clips(store, np.array([[number, first]]), context)
+        heard = None if clip.sounds is None else clip.sounds[0].numpy()
+        path = np.array(store.mapped(number).actions[: first + context - 1])
+        starts.append(Start(clip.frames[0].numpy(), path[first:], store.entry(number).seed, path, heard))
     return starts
 
 
