@@ -30,7 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.out.exists():
         parser.error(f"{arguments.out} exists; the demo would only continue there")
-    command = [sys.executable, "-m", "worldvq.cli", "demo", "--out", str(arguments.out), *arguments.overrides]
+    command = [sys.executable, "-m", "worldvq", "demo", "--out", str(arguments.out), *arguments.overrides]
     begun, peak = time.monotonic(), 0
     child = psutil.Popen(command)
     while child.poll() is None:

@@ -71,7 +71,7 @@ class Player:
 @contextlib.contextmanager
 def serving(*arguments: str) -> Iterator[tuple[str, int]]:
     """Run `worldvq play` on one core while the block runs; yields its address and process."""
-    command = [sys.executable, "-m", "worldvq.cli", "play", "--port", "0", *arguments]
+    command = [sys.executable, "-m", "worldvq", "play", "--port", "0", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         if hasattr(os, "sched_setaffinity"):

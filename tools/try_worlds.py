@@ -29,7 +29,7 @@ MISSING = ("pip install", "no environment", "No module named", "cannot be import
 
 def run(*words: object) -> tuple[int, str]:
     """Run a verb in a process of its own; returns its exit code and what it said."""
-    command = [sys.executable, "-m", "worldvq.cli", *map(str, words)]
+    command = [sys.executable, "-m", "worldvq", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 

@@ -17,6 +17,7 @@ def test_every_built_in_config_is_listed_with_a_sentence():
     lines = succeed("config", "list", how=spawn_light).splitlines()
     assert [line.split()[0] for line in lines] == [
         "car",
+        "cifar10",
         "defend",
         "dmlab",
         "doom",

@@ -14,7 +14,7 @@ MINE = {"empty": "", "raising": "raise ImportError('this is the envs of somebody
 MAKE = "import gymnasium, worldvq; gymnasium.make('worldvq/Maze-v0').reset(seed=0)"
 RECORDERS = {
     "script": [str(Path(sys.executable).with_name("worldvq"))],
-    "module": [sys.executable, "-m", "worldvq.cli"],
+    "module": [sys.executable, "-m", "worldvq"],
 }
 
 

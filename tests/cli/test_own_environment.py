@@ -31,7 +31,7 @@ def test_the_example_works_as_it_stands(tmp_path, commands):
     texts = []
     for words in (record, preview, demo):
         assert words[0] == "worldvq"
-        command = [sys.executable, "-m", "worldvq.cli", *words[1:]]
+        command = [sys.executable, "-m", "worldvq", *words[1:]]
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
         )

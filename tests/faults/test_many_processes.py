@@ -205,7 +205,7 @@ def test_accelerate_reads_each_launch_file(path):
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
     assert load_config_from_file(str(path)).num_processes
-    parsed = launch_command_parser().parse_args(["--config_file", str(path), "-m", "worldvq.cli"])
+    parsed = launch_command_parser().parse_args(["--config_file", str(path), "-m", "worldvq"])
     arguments, _, _ = _validate_launch_command(parsed)
     assert arguments.num_processes >= 2 and arguments.use_fsdp == (path.stem == "fsdp2")
     if arguments.use_fsdp:

@@ -11,7 +11,7 @@ import pytest
 from support import programs
 from worldvq.cli.main import main
 
-COMMAND = [sys.executable, "-m", "worldvq.cli"]
+COMMAND = [sys.executable, "-m", "worldvq"]
 
 
 def run(*arguments):

@@ -134,7 +134,7 @@ class Command:
         self._process: Any
         if spawn:
             with log.open("wb") as file:
-                command = [sys.executable, "-m", "worldvq.cli", *words]
+                command = [sys.executable, "-m", "worldvq", *words]
                 self._process = subprocess.Popen(command, stdout=file, stderr=file, env=programs.environment(**given))
         else:
             context = multiprocessing.get_context("forkserver")
@@ -203,7 +203,7 @@ def start_ranks(log: Path, count: int, *arguments: object, watch: Watch, **envir
 
 def launch(log: Path, *words: object, watch: Watch, **environment: object) -> subprocess.Popen:
     """A command line on two processes, as people start it, unless its environment says where to hold it."""
-    module = "support.hold" if environment else "worldvq.cli"
+    module = "support.hold" if environment else "worldvq"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines=1", "--mixed_precision=no"]
     command += ["--multi_gpu", "--num_processes=2", "--num_cpu_threads_per_process=1", "--dynamo_backend=no"]
     command += [f"--main_process_port={free_port()}", "-m", module, *map(str, words)]

@@ -30,6 +30,7 @@ MAY_IMPORT = {
         *("worldvq.play", "worldvq.compression"),
         "worldvq.stages",
     ),
+    "worldvq.__main__": ("worldvq.cli",),
     "worldvq_envs": ("worldvq.types", "worldvq.errors", "worldvq.config", "worldvq_envs"),
     "worldvq_envs.dream": (*WORLD, *DATA, "worldvq_envs"),
     "worldvq_envs.dream_rows": (*WORLD, *DATA, "worldvq.evaluation", "worldvq_envs"),
@@ -70,7 +71,8 @@ def ours(name):
 def test_the_rooms_are_those_of_the_plan():
     folders = {path.name for path in (ROOT / "worldvq").iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders == ROOMS
-    assert {path.stem for path in (ROOT / "worldvq").glob("*.py")} == {"__init__", "types", "errors", "registration"}
+    files = {path.stem for path in (ROOT / "worldvq").glob("*.py")}
+    assert files == {"__init__", "__main__", "types", "errors", "registration"}
 
 
 def test_layers():

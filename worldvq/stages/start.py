@@ -18,7 +18,7 @@ from worldvq.world.model import WORLD_FILE, WorldModel
 PRIOR, CONTEXT = "prior.", "prior.from_context."
 
 
-def start_from(folder: Path, model: nn.Module) -> str:
+def start_from(folder: Path, model: nn.Module, tokenizer: Tokenizer | None = None) -> str:
     """Fill a tokenizer, a dynamics model or an image prior with the weights of a run folder, world or image prior.
 
     Of an image prior a dynamics model takes the prior, which has to be of its sizes, but for the weights that bring the
@@ -28,6 +28,8 @@ def start_from(folder: Path, model: nn.Module) -> str:
         folder: A world; an image prior; or of a tokenizer, a run that is done; or of another model, a run, whose newest
             checkpoint is taken.
         model: What is to be trained.
+        tokenizer: What made the tokens that it is trained on. Where the weights learned those of another one, which
+            have other meanings, that is said.
 
     Returns:
         The hash of the weights.
@@ -37,13 +39,13 @@ def start_from(folder: Path, model: nn.Module) -> str:
         CorruptFileError: A file is damaged, or its model has other sizes; names all that differ.
     """
     is_tokenizer, is_prior = isinstance(model, Tokenizer), isinstance(model, ImagePrior)
-    expected = layout_of(model)
+    expected, made_by = layout_of(model), None
     if (folder / WORLD_FILE).is_file() and not is_prior:
         world = WorldModel.load(folder, "cpu")
-        tensors = (world.tokenizer if is_tokenizer else world.dynamics).state_dict()
+        made_by, tensors = world.tokenizer, (world.tokenizer if is_tokenizer else world.dynamics).state_dict()
     elif (folder / IMAGE_MODEL_FILE).is_file():
         images = ImageModel.load(folder, "cpu")
-        tensors = (images.tokenizer if is_tokenizer else images.prior).state_dict()
+        made_by, tensors = images.tokenizer, (images.tokenizer if is_tokenizer else images.prior).state_dict()
         if not is_tokenizer and not is_prior:
             tensors = {name: value for name, value in tensors.items() if _is_shared(name)}
             expected = {name: layout for name, layout in expected.items() if _is_shared(name)}
@@ -56,6 +58,8 @@ def start_from(folder: Path, model: nn.Module) -> str:
             raise UsageError(f"--from {folder} has no checkpoint of {what}: give one of them")
         tensors = checkpoints.read_weights()
     check_fit(folder, expected, layout_of_tensors(tensors), "give the config that it was trained with")
+    if tokenizer is not None and made_by is not None and hash_module(tokenizer) != hash_module(made_by):
+        print(f"warning: --from {folder} learned the tokens of another tokenizer, in which codes mean other things")
     model.load_state_dict(tensors, strict=len(expected) == len(layout_of(model)))
     return hash_module(model)
 

@@ -1,4 +1,4 @@
-"""``python -m worldvq.cli``."""
+"""``python -m worldvq``."""
 
 from worldvq.cli.main import main
 
