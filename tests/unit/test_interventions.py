@@ -122,6 +122,23 @@ def test_who_knows_what_happens_comes_back_by_every_way(plane):
     for way in memory["ways"]:
         assert way["psnr"]["mean"] == way["shown"]["mean"] == way["ceiling"] == pytest.approx(way["turning_point"])
         assert way["not_returned"] < 10 and way["situations"] == 6
+        assert way["returned"]["mean"] == way["returned_shown"]["mean"] == 1
+
+
+def test_who_misses_in_one_dream_of_three_comes_back_in_two(plane):
+    player, situations = plane
+
+    class Careless(OracleWorld):
+        def imagine(self, *arguments, **more):
+            frames = super().imagine(*arguments, **more).clone()
+            frames[::3, -1] = 255 - frames[::3, -1]
+            return frames
+
+    world: Any = Careless(player, situations, player.action_space)
+    for way in there_and_back(world, player, situations, 0, {}, progress=False)["ways"]:
+        assert way["returned"]["mean"] == way["returned_shown"]["mean"] == pytest.approx(4 / 6)
+        assert way["returned"]["ci95"][0] < 4 / 6 < way["returned"]["ci95"][1]
+        assert way["psnr"]["mean"] < way["ceiling"] - 20
 
 
 def test_what_is_kept_of_each_situation_gives_the_numbers_of_the_report(maze, monkeypatch):
@@ -156,6 +173,7 @@ def test_who_dreams_that_nothing_moves_obeys_by_chance_and_does_not_pass_for_one
         assert way["turning_point"] == pytest.approx(way["not_returned"], abs=0.5)  # which shows here
         stays = way["shown"]["mean"]  # where it was shown the way there, at the turning point
         assert stays == pytest.approx(way["not_returned"], abs=0.5)
+        assert way["returned"]["mean"] == 1 and way["returned_shown"]["mean"] == 0
 
 
 def test_scores_are_those_of_brute_force():

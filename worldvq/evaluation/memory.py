@@ -33,6 +33,8 @@ SHARE = 1 / 8
 """Of those in which an action changes the frame, in which the one that undoes it has to bring it back: not all, as one
 slides along walls (a maze: half), or has not come to rest (ViZDoom: a quarter)."""
 LONGEST_TURN = 48
+NEAR = 2.0
+"""A dream has come back where its squared error is at most so many times the tokenizer's: within 3 dB."""
 LEAST = 4
 """Situations below which a number says nothing."""
 
@@ -92,7 +94,9 @@ def there_and_back(
         real one through the tokenizer), ``not_returned`` (what the real frame at the turning point would score),
         ``turning_point`` (PSNR of the imagined frame there: a dream that does not move comes back too) and ``shown``
         (mean, ci95; where the way there was shown for real and only the way back is imagined: where one may slide along
-        a wall or not, a dream that draws the other of the two on its way there is right not to come back).
+        a wall or not, a dream that draws the other of the two on its way there is right not to come back); and
+        ``returned`` and ``returned_shown`` (mean, ci95), the share of the dreams, of either kind, that come back
+        (``NEAR``): a few that do not make most of a PSNR.
         ``by_situation``: the squared errors ``error`` and ``ceiling`` behind the PSNRs, arrays (ways, S) with NaN where
         a way does not count.
     """
@@ -206,15 +210,23 @@ def _score(
     def psnr(other: np.ndarray, true: np.ndarray) -> float:
         return float(metrics.psnr(metrics.squared_error(true, other).mean()))
 
+    came, came_shown = (one <= NEAR * ceiling for one in (error, error_back))
     score = {
         "situations": len(first),
         "psnr": _interval(error),
         "shown": _interval(error_back),
+        "returned": _share(came),
+        "returned_shown": _share(came_shown),
         "ceiling": float(metrics.psnr(ceiling.mean())),
         "not_returned": psnr(farthest, first),
         "turning_point": psnr(dreamt[:, walk.turn - 1], farthest),
     }
     return score, np.stack([error, ceiling])
+
+
+def _share(came: np.ndarray) -> dict[str, Any]:
+    """Share of booleans (n,), and its bootstrap interval."""
+    return {"mean": float(came.mean()), "ci95": metrics.ci95(metrics.bootstrap_means(came)).tolist()}
 
 
 def _interval(error: np.ndarray) -> dict[str, Any]:
