@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 from pathlib import Path
@@ -257,6 +258,22 @@ def train_world(
     config = load_config("tiny", [f"dynamics_training.{key}={value}" for key, value in settings.items()])
     folders = {name: Path(folder) for name, folder in (more or {}).items()}
     train(config, Path(tokens), Path(tokenizer), Path(out), Path(out) / "world", **folders)  # type: ignore[arg-type]
+
+
+def compare_vae(root: str, out: str, steps: int, kill_at: int | None = None) -> None:
+    """Run tools/compare_vae.py on ``world`` and ``data`` of a folder; if asked, die before the n-th batch."""
+    from worldvq.data.clips import ClipSampler
+    from worldvq.evaluation import likelihood
+
+    likelihood.FITTED = 8
+    die_before(ClipSampler, kill_at)
+    folders = {"--world": f"{root}/world", "--data": f"{root}/data", "--out": out}
+    settings = {"steps": steps, "save_every": 2, "log_every": 1, "batch_size": 4}
+    changes = [f"tokenizer_training.{key}={value}" for key, value in settings.items()]
+    pairs = [word for pair in folders.items() for word in pair]
+    sys.argv = ["compare_vae.py", "--config", "tiny", "--clips", "2", *pairs, *changes]
+    tool = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "compare_vae.py"))
+    tool["main"]()
 
 
 def assert_same_run(out: Path, whole: Path, steps: int, resumed_at: int) -> None:
