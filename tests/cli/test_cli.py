@@ -11,6 +11,7 @@ from support.command_line import check_error, run, succeed
 from support.products import open_picture, probe
 
 from worldvq.data.episodes import EpisodeStore
+from worldvq.evaluation import likelihood
 from worldvq.stages.act import _play as blindly
 from worldvq.world.model import WorldModel
 
@@ -190,9 +191,16 @@ def test_tokens_are_compressed_and_come_back(verbs, tmp_path):
     assert path.read_bytes() == (verbs / "tokens" / "episodes" / path.name).read_bytes()
 
 
-def test_likelihood_is_a_table_of_bits(verbs):
+@pytest.mark.parametrize("plugin", [True, False])
+def test_likelihood_is_a_table_of_bits(verbs, plugin, monkeypatch):
+    if plugin:
+        pytest.importorskip("pillow_jxl")
+    else:
+        monkeypatch.setattr(likelihood, "pillow_jxl", None)
     text = succeed("likelihood", "--world", verbs / "world", "--data", verbs / "data", "--clips", 2, "--device", "cpu")
     assert "16 frames" in text and "lossless WebP" in text and "scale of the logistic" in text
+    assert ("pip install 'worldvq[jxl]'" in text) != plugin
+    assert text.count("lossless JPEG XL") == 1  # in the table, or in the line that says how to get it
 
 
 def test_data_is_described_checked_and_drawn(verbs, tmp_path):

@@ -13,10 +13,10 @@ STEPS, SAVE = 9, 3
 SETTINGS = {"steps": STEPS, "batch_size": 8, "log_every": 1, "save_every": SAVE, "precision": "no"}
 
 
-def run(out, count, accumulate=1, kill_at=None, killed_rank=0, **changes):
+def run(out, count, accumulate=1, kill_at=None, killed_rank=0, architecture="patches"):
     """Train with some processes; the exit codes."""
-    settings = {**SETTINGS, "accumulate": accumulate, **changes}
-    return finish(start(count, out.with_suffix(".x"), train, str(out), settings, kill_at, killed_rank))
+    settings = {**SETTINGS, "accumulate": accumulate}
+    return finish(start(count, out.with_suffix(".x"), train, str(out), settings, kill_at, killed_rank, architecture))
 
 
 def seen(out):
@@ -59,10 +59,13 @@ def assert_same(out, whole, count):
     assert_global_batches_are_right(out)
 
 
-@pytest.mark.parametrize(("count", "accumulate"), [(1, 1), (1, 2), (2, 1), (2, 2)])
-def test_a_killed_run_continues_to_the_same_bits(tmp_path, slow, count, accumulate):
+@pytest.mark.parametrize(
+    ("count", "accumulate", "architecture"),
+    [(1, 1, "patches"), (1, 2, "patches"), (2, 1, "patches"), (2, 2, "patches"), (1, 1, "strided")],
+)
+def test_a_killed_run_continues_to_the_same_bits(tmp_path, slow, count, accumulate, architecture):
     whole = tmp_path / "whole"
-    assert run(whole, count, accumulate) == [0] * count
+    assert run(whole, count, accumulate, architecture=architecture) == [0] * count
     chance = random.Random(count + 10 * accumulate)
     passes = range(STEPS * accumulate)
     kills = list(passes) if slow else chance.sample(passes, 2)
@@ -70,8 +73,10 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, slow, count, accumula
         kills.append(2 * accumulate * SAVE - 1)  # between two passes of a step that would have been saved
     for number, kill_at in enumerate(kills):
         out = tmp_path / str(number)
-        assert any(run(out, count, accumulate, kill_at, chance.randrange(count)))
-        assert run(out, count, accumulate) == [0] * count, (tmp_path / f"{number}.0.log").read_text()
+        assert any(run(out, count, accumulate, kill_at, chance.randrange(count), architecture))
+        assert run(out, count, accumulate, architecture=architecture) == [0] * count, (
+            tmp_path / f"{number}.0.log"
+        ).read_text()
         assert_same(out, whole, count)
 
 

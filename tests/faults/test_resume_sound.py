@@ -7,14 +7,13 @@ from support.heard import RATE as HEARD_RATE
 from support.heard import SAMPLES, TOKENS, make_codec
 from support.sounds import PITCHES, RATE, write_sounds
 from support.tokenizers import make_tokenizer
-from support.training import finish, start, train_heard_dynamics, train_sound
+from support.training import assert_same_run, finish, start, train_sound, train_world
 
 from worldvq.config.env import EnvConfig, SoundFormat
 from worldvq.models.loading import save_tokenizer
 from worldvq.models.sound import SoundTokenizer
 from worldvq.stages.experiment import load_config
 from worldvq.stages.tokens import tokenize
-from worldvq.training.tracking import read_metrics
 from worldvq.world.codec import SoundCodec
 from worldvq.world.model import WorldModel
 from worldvq.world.sound_model import SoundModel
@@ -27,18 +26,6 @@ def write_heard(path, rate, samples):
     episodes = [make_episode(number, 12 + number, size=(16, 16), samples=samples) for number in range(4)]
     env, sound = EnvConfig(id="Toy-v0", size=(16, 16)), SoundFormat(rate=rate, samples=samples)
     write(path, SPACES["discrete"], episodes, env=env, sound=sound)
-
-
-def assert_same(out, whole):
-    """Of the last checkpoints and of the numbers of every step, the weights' with them; and ``out`` was continued."""
-    assert "resuming at step " in out.with_suffix(".0.log").read_text()
-    last = f"checkpoints/step_{STEPS:08d}"
-    assert hashes(out / last) == hashes(whole / last)
-    rows = [
-        [(row["step"], row["loss"], row["heldout_loss"]) for row in read_metrics(folder / "metrics.jsonl")]
-        for folder in (out, whole)
-    ]
-    assert rows[0] == rows[1] and len(rows[0]) == STEPS
 
 
 @pytest.mark.parametrize("what", ["sound", "sound of a dataset", "sound_prior"])
@@ -63,7 +50,7 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, what):
     made = "sound_prior" if codec else "sound"
     assert not (out / f"{made}.json").exists()
     assert run(out) == [0], (tmp_path / "out.0.log").read_text()
-    assert_same(out, whole)
+    assert_same_run(out, whole, STEPS, resumed_at=4 if codec else 2)
     for name in (f"{made}.json", f"{made}.safetensors"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     loaded = SoundModel.load(out, "cpu").codec if codec else SoundCodec.load(out, "cpu")
@@ -78,15 +65,15 @@ def test_a_killed_dynamics_that_hears_continues_to_the_same_bits(tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
 
     def run(folder, kill_at=None):
-        return finish(
-            start(1, folder.with_suffix(".x"), train_heard_dynamics, str(tmp_path), str(folder), STEPS, kill_at)
-        )
+        made = str(tmp_path / "tokens"), str(tmp_path / "tokenizer"), str(folder)
+        more = {"sound": str(tmp_path / "sound")}
+        return finish(start(1, folder.with_suffix(".x"), train_world, *made, STEPS, kill_at, more))
 
     assert run(whole) == [0], (tmp_path / "whole.0.log").read_text()
     assert run(out, 5) == [-9]  # in the sixth step, after two checkpoints
     assert not (out / "world").exists()
     assert run(out) == [0], (tmp_path / "out.0.log").read_text()
-    assert_same(out, whole)
+    assert_same_run(out, whole, STEPS, resumed_at=4)
     assert hashes(out / "world") == hashes(whole / "world")
     assert (out / f"pictures/{STEPS:08d}.png").read_bytes() == (whole / f"pictures/{STEPS:08d}.png").read_bytes()
     layout = WorldModel.load(out / "world", "cpu").dynamics.layout

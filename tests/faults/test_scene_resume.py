@@ -1,34 +1,37 @@
-"""Training scene codes: a run that is killed and started again equals one that was not, to the bit."""
+"""Scene codes whose training is killed and started again equal those of a run that was not, to the bit."""
 
-import json
-
+from support.episodes import SPACES, make_episode, write
 from support.fault_tools import hashes
-from support.training import finish, start, train_scene
+from support.tokenizers import make_tokenizer
+from support.training import assert_same_run, finish, start, train_scene
+
+from worldvq.models.loading import save_tokenizer
+from worldvq.stages.tokens import tokenize
+from worldvq.training.tracking import read_metrics
+from worldvq.world.scenes import Scenes
 
 STEPS = 7
-SETTINGS = {"steps": STEPS, "batch_size": 8, "log_every": 1, "save_every": 2, "precision": "no"}
-
-
-def run(out, kill_at=None):
-    return finish(start(1, out.with_suffix(".x"), train_scene, str(out), SETTINGS, kill_at))
-
-
-def result(out):
-    """Weights, codebooks and optimizer; what was logged; the state of the random numbers."""
-    rows = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
-    logged = [(row["step"], row["loss"], row["nats_per_token"], row["perplexity"]) for row in rows]
-    checkpoint = hashes(out / "run" / "checkpoints" / f"step_{STEPS:08d}")
-    return checkpoint, logged, (out / "random.0").read_bytes()
 
 
 def test_a_killed_run_continues_to_the_same_bits(tmp_path):
+    write(tmp_path / "data", SPACES["discrete"], [make_episode(n, 12 + n, size=(16, 16)) for n in range(4)])
+    save_tokenizer(tmp_path / "tokenizer", make_tokenizer())
+    tokenize(tmp_path / "tokenizer", tmp_path / "data", tmp_path / "tokens", "cpu")
+
+    def run(folder, kill_at=None):
+        made = str(tmp_path / "tokens"), str(tmp_path / "tokenizer"), str(folder)
+        return finish(start(1, folder.with_suffix(".x"), train_scene, *made, STEPS, kill_at))
+
     whole = tmp_path / "whole"
-    assert run(whole) == [0]
-    assert [step for step, *_ in result(whole)[1]] == list(range(1, STEPS + 1))
-    for kill_at in (1, 5):  # before there is a checkpoint; between two
+    assert run(whole) == [0], (tmp_path / "whole.0.log").read_text()
+    for kill_at, logged, resumed_at in ((2, 1, 0), (6, 5, 4)):  # before there is a checkpoint; between two
         out = tmp_path / str(kill_at)
         assert run(out, kill_at) == [-9]
+        assert len(read_metrics(out / "metrics.jsonl")) == logged and not (out / "scene.safetensors").exists()
         assert run(out) == [0], (tmp_path / f"{kill_at}.0.log").read_text()
-        assert result(out) == result(whole)
-    before = hashes(whole / "run" / "checkpoints" / f"step_{STEPS - 1:08d}")
-    assert all(before[name] != digest for name, digest in result(whole)[0].items())  # every step changes the bits
+        assert_same_run(out, whole, STEPS, resumed_at)
+        for name in ("scene.json", "scene.safetensors", "tokenizer.safetensors", f"pictures/{STEPS:08d}.png"):
+            assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert Scenes.load(out, "cpu").num_codes_per_frame == 3
+    before, last = (hashes(whole / f"checkpoints/step_{step:08d}") for step in (STEPS - 1, STEPS))
+    assert all(before[name] != digest for name, digest in last.items())  # every step changes the bits

@@ -88,20 +88,6 @@ class TokenBatches(Batches):
         return TokenClip(tokens, actions, yes.float(), ~yes, yes, yes)
 
 
-class KilledTokens(TokenBatches):
-    """Random tokens whose process is killed before the n-th batch (counted from 0) after the pass that is timed."""
-
-    def __init__(self, batch_size: int, kill_at: int | None):
-        super().__init__(batch_size)
-        self.kill_at = kill_at
-
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> TokenClip:
-        if self.kill_at is not None and len(self.seen) == self.kill_at + 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.seen.append(step)
-        return super().batch(step, rank, world)
-
-
 class Held(Noted):
     """Batches that wait at a step, if one is given, until there is a file ``go`` beside the notes."""
 

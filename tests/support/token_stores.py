@@ -33,17 +33,19 @@ def random_tokens(world: WorldModel, frames: int, rng: np.random.Generator) -> n
     return tokens
 
 
+def describe(world: WorldModel) -> TokenMeta:
+    """What a store of the world's tokens says of itself."""
+    space = world.action_space.to_json()
+    env = EnvConfig(id="Toy-v0", size=(HEIGHT, WIDTH))
+    dataset = DatasetMeta(env=env, action_space=space, frame_size=(HEIGHT, WIDTH), policy="random", heldout_every=3)
+    tokenizer = world.tokenizer
+    return TokenMeta(tokenizer_hash=hash_module(tokenizer), dataset=dataset, num_codes=CODES, grid=tokenizer.grid)
+
+
 def fill(path: Path, world: WorldModel, lengths: Sequence[int], seed: int = 0, first: int = 0) -> TokenStore:
     """Write episodes of so many frames each, numbered from ``first``, and open the store for reading."""
     rng, space = np.random.default_rng(seed), world.action_space
-    env = EnvConfig(id="Toy-v0", size=(HEIGHT, WIDTH))
-    dataset = DatasetMeta(
-        env=env, action_space=space.to_json(), frame_size=(HEIGHT, WIDTH), policy="random", heldout_every=3
-    )
-    described = TokenMeta(
-        tokenizer_hash=hash_module(world.tokenizer), dataset=dataset, num_codes=CODES, grid=world.tokenizer.grid
-    )
-    with TokenStore.create(path, described) as store:
+    with TokenStore.create(path, describe(world)) as store:
         for number, frames in enumerate(lengths, first):
             steps = frames - 1
             ending = {"terminated": number % 3 == 0, "truncated": number % 3 == 1, "interrupted": number % 3 == 2}

@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 from pathlib import Path
@@ -14,15 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from support.batches import Held, KilledTokens, Noted, Scenes, TokenBatches
-from support.fault_tools import free_port, hear_ctrl_c, wait_until
+from support.batches import Held, Noted, Scenes, TokenBatches
+from support.fault_tools import free_port, hashes, hear_ctrl_c, wait_until
 from support.tokenizers import make_tokenizer
 from worldvq.errors import WorldVQError
-from worldvq.models.config import DynamicsConfig, SceneConfig
+from worldvq.models.config import DynamicsConfig
 from worldvq.models.dynamics import Dynamics
-from worldvq.models.losses import dynamics_loss, scene_loss, tokenizer_loss
+from worldvq.models.losses import dynamics_loss, tokenizer_loss
 from worldvq.nn.config import QuantizerConfig
 from worldvq.training.config import TrainConfig
+from worldvq.training.tracking import read_metrics
 from worldvq.types import ActionSpace
 
 CODEBOOK = QuantizerConfig(kind="ema", num_codes=64, code_dim=8)
@@ -93,14 +95,21 @@ def finish(jobs: list[Job]) -> list[int]:
     return [job.wait() for job in jobs]
 
 
-def train(out: str, settings: dict[str, Any], kill_at: int | None = None, killed_rank: int = 0) -> None:
+def train(
+    out: str,
+    settings: dict[str, Any],
+    kill_at: int | None = None,
+    killed_rank: int = 0,
+    architecture: str = "patches",
+) -> None:
     """Train the small tokenizer; leaves its random state and what it drew beside the run."""
     from worldvq.training.fit import fit
 
     rank = int(os.environ.get("RANK", "0"))
     batches = Noted(settings["batch_size"], Path(out) / f"ids.{rank}", kill_at if rank == killed_rank else None)
     Path(out).mkdir(parents=True, exist_ok=True)
-    fit(make_tokenizer(), tokenizer_loss, batches, TrainConfig(**settings), Path(out) / "run", summary="test")
+    network = make_tokenizer(architecture=architecture)
+    fit(network, tokenizer_loss, batches, TrainConfig(**settings), Path(out) / "run", summary="test")
     (Path(out) / f"random.{rank}").write_bytes(torch.get_rng_state().numpy().tobytes())
 
 
@@ -135,19 +144,6 @@ def train_dynamics(out: str, settings: dict[str, Any], prior_kind: str = "transf
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     batches, settings = TokenBatches(8), TrainConfig(**settings)
     fit(dynamics(prior_kind), dynamics_loss, batches, settings, Path(out), summary="test", heldout=TokenBatches(8))
-
-
-def train_scene(out: str, settings: dict[str, Any], kill_at: int | None = None) -> None:
-    """Train a small scene model; leaves its random state beside the run."""
-    from worldvq.models.scene import SceneModel
-    from worldvq.training.fit import fit
-
-    torch.manual_seed(1)
-    quantizer = {"num_codes": 8, "code_dim": 4, "revive_after": 2}
-    model = SceneModel(SceneConfig(width=8, quantizer=quantizer, prior={"width": 8}), (4, 4), 16)  # type: ignore[arg-type]
-    Path(out).mkdir(parents=True, exist_ok=True)
-    fit(model, scene_loss, KilledTokens(8, kill_at), TrainConfig(**settings), Path(out) / "run", summary="test")
-    (Path(out) / "random.0").write_bytes(torch.get_rng_state().numpy().tobytes())
 
 
 def train_held(
@@ -233,18 +229,64 @@ def train_sound(root: str, out: str, steps: int, kill_at: int | None = None, cod
         train(config, Path(root) / "sounds", Path(out))
 
 
-def train_heard_dynamics(root: str, out: str, steps: int, kill_at: int | None = None) -> None:
-    """Train a dynamics on the store ``tokens`` of a folder, which has sound; if asked, die before the n-th batch."""
+def train_scene(tokens: str, tokenizer: str, out: str, steps: int, kill_at: int | None = None) -> None:
+    """Train scene codes on a token store; if asked, die before the n-th batch; the first one is timed."""
+    from worldvq.data.clips import ClipSampler
+    from worldvq.stages.experiment import load_config
+    from worldvq.stages.scene import train_scene as train
+
+    die_before(ClipSampler, kill_at)
+    settings = {"steps": steps, "save_every": 2, "batch_size": 8, "log_every": 1, "picture_every": steps}
+    changes = [f"scene_training.{key}={value}" for key, value in settings.items()]
+    model = "scene={width: 8, quantizer: {num_codes: 8, code_dim: 4, revive_after: 2}, prior: {width: 8}}"
+    train(load_config("tiny", [model, *changes]), Path(tokens), Path(tokenizer), Path(out))
+
+
+def train_world(
+    tokens: str, tokenizer: str, out: str, steps: int, kill_at: int | None = None, more: dict[str, str] | None = None
+) -> None:
+    """Train a dynamics on a token store, and with ``more``, the folders ``sound`` or ``start`` that the stage takes.
+
+    If asked, die before the n-th batch. The world is in the run's folder.
+    """
     from worldvq.data.clips import RewardedClipSampler
     from worldvq.stages.dynamics import train_dynamics as train
     from worldvq.stages.experiment import load_config
 
     die_before(RewardedClipSampler, kill_at)
     settings = {"steps": steps, "save_every": 2, "log_every": 1, "picture_every": steps}
-    changes = [f"dynamics_training.{key}={value}" for key, value in settings.items()]
-    here = Path(root)
-    made = here / "tokens", here / "tokenizer", Path(out), Path(out) / "world"
-    train(load_config("tiny", changes), *made, sound=here / "sound")
+    config = load_config("tiny", [f"dynamics_training.{key}={value}" for key, value in settings.items()])
+    folders = {name: Path(folder) for name, folder in (more or {}).items()}
+    train(config, Path(tokens), Path(tokenizer), Path(out), Path(out) / "world", **folders)  # type: ignore[arg-type]
+
+
+def compare_vae(root: str, out: str, steps: int, kill_at: int | None = None) -> None:
+    """Run tools/compare_vae.py on ``world`` and ``data`` of a folder; if asked, die before the n-th batch."""
+    from worldvq.data.clips import ClipSampler
+    from worldvq.evaluation import likelihood
+
+    likelihood.FITTED = 8
+    die_before(ClipSampler, kill_at)
+    folders = {"--world": f"{root}/world", "--data": f"{root}/data", "--out": out}
+    settings = {"steps": steps, "save_every": 2, "log_every": 1, "batch_size": 4}
+    changes = [f"tokenizer_training.{key}={value}" for key, value in settings.items()]
+    pairs = [word for pair in folders.items() for word in pair]
+    sys.argv = ["compare_vae.py", "--config", "tiny", "--clips", "2", *pairs, *changes]
+    tool = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "compare_vae.py"))
+    tool["main"]()
+
+
+def assert_same_run(out: Path, whole: Path, steps: int, resumed_at: int) -> None:
+    """What was killed and went on from that step ended as ``whole``: the last checkpoint, the numbers of every step."""
+    log = out.with_suffix(".0.log").read_text()
+    assert f"resuming at step {resumed_at}, " in log if resumed_at else "resuming" not in log, log
+    last = f"checkpoints/step_{steps:08d}"
+    assert hashes(out / last) == hashes(whole / last)
+    rows = [
+        [(row["step"], row["loss"], row["heldout_loss"]) for row in read_metrics(folder / "metrics.jsonl")]
+        for folder in (out, whole)
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == steps
 
 
 if __name__ == "__main__":  # by a launcher: as a command line ends, with one line and an exit code

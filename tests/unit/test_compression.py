@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.token_stores import fill, random_actions, random_tokens
+from support.token_stores import describe, fill, random_actions, random_tokens
 from support.worlds import CODES, make_world
 
 from worldvq.compression import coder, container
 from worldvq.compression.coder import decode, encode, groups
+from worldvq.data.tokens import TokenStore
 from worldvq.errors import CorruptFileError, RunError, UsageError
 from worldvq.stages import compress as stage
 from worldvq.stages.compress import compress, decompress, zstd_sizes
+from worldvq.types import Episode
 
 world_of = functools.cache(make_world)
 
@@ -105,6 +108,56 @@ def test_the_store_comes_back_to_the_byte(setting):
     assert (report.num_episodes, report.num_frames, report.num_tokens) == (4, 20, 20 * 6)
     decompress(root / "world", root / "tokens.wvq", root / "back")  # again: it is there
     assert contents(root / "back") == contents(root / "tokens") and not list(root.glob("**/*.tmp"))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> list[Path]:
+    """The folders of ``worlds``."""
+    folders = [tmp_path_factory.mktemp("world") for _ in worlds()]
+    for world, folder in zip(worlds(), folders, strict=True):
+        world.save(folder)
+    return folders
+
+
+VALUES = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=4)
+
+ENDINGS = ("terminated", "truncated", "interrupted")
+
+
+@st.composite
+def recorded(draw, world) -> tuple[np.ndarray, Episode]:
+    """An episode that was recorded in a world with such actions, and its tokens."""
+    steps, rng = draw(st.integers(1, 6)), np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rewards = draw(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=steps, max_size=steps))
+    ending = draw(st.sampled_from(ENDINGS))
+    label = draw(st.none() | st.text(max_size=5))
+    episode = Episode(
+        frames=np.zeros((steps + 1, 0, 0, 3), np.uint8),
+        actions=random_actions(world.action_space, steps, rng),
+        rewards=np.array(rewards, np.float32),
+        seed=draw(st.integers(-(2**63), 2**64 - 1)),
+        meta=draw(st.dictionaries(st.text(max_size=4), VALUES, max_size=3))
+        | ({} if label is None else {"label": label}),
+        **{name: name == ending for name in ENDINGS},
+    )
+    return random_tokens(world, steps + 1, rng), episode
+
+
+@settings(max_examples=10, deadline=None)
+@given(data=st.data(), which=st.integers(0, 2), rows=st.sampled_from([2, 64]))
+def test_every_store_comes_back_to_the_byte(saved, data, which, rows):
+    world = worlds()[which]
+    numbers = sorted(data.draw(st.sets(st.integers(0, 10**6), min_size=1, max_size=4)))
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coder, "ROWS", rows)
+        root = Path(name)
+        with TokenStore.create(root / "tokens", describe(world)) as store:
+            for number in numbers:
+                store.write(number, *data.draw(recorded(world)))
+        compress(saved[which], root / "tokens", root / "file")
+        back = decompress(saved[which], root / "file", root / "back")
+        assert contents(root / "back") == contents(root / "tokens")  # the index, every episode, what the store is
+        assert back.numbers() == numbers and back.verify() == []
 
 
 @pytest.mark.parametrize(("episodes", "numbers"), [("heldout", [2]), ("train", [0, 1, 3]), ("3,0,3", [0, 3])])

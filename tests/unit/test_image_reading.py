@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import struct
 import tempfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.images import HEIGHT, WIDTH, bad_files, picture
+from support.images import HEIGHT, WIDTH, bad_files, chunk, picture, png
 
 from worldvq.errors import CorruptFileError
 from worldvq.media.image_reading import read_image
@@ -63,6 +64,19 @@ def test_palettes_with_and_without_a_transparent_colour(tmp_path):
         pixels, transparent = read_image(tmp_path / name)
         np.testing.assert_array_equal(pixels, expected[indices])
         assert transparent == bool(options)
+
+
+@pytest.mark.parametrize(("bits", "clear"), [(8, 77), (16, 0x4D00), (16, 0), (16, 65535)])
+def test_a_grey_that_is_said_to_be_transparent_is_white(tmp_path, bits, clear):
+    """The tRNS chunk (PNG 1.2, section 4.2.1.1), compared in all bits: the grey next to it stays."""
+    near = clear - 1 if clear else 1
+    greys = np.array([[clear, near, 0, 2**bits - 1], [near, clear, clear, 9]])
+    data = b"".join(b"\0" + row.astype(f">u{bits // 8}").tobytes() for row in greys)
+    (tmp_path / "a.png").write_bytes(png(4, 2, bits, 0, data, chunk(b"tRNS", struct.pack(">H", clear))))
+    pixels, transparent = read_image(tmp_path / "a.png")
+    expected = np.where(greys == clear, 255, np.rint(greys * 255 / (2**bits - 1)))
+    np.testing.assert_array_equal(pixels, expected[..., None].repeat(3, -1))
+    assert transparent
 
 
 def test_cmyk(tmp_path):

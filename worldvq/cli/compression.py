@@ -77,7 +77,7 @@ def likelihood_command(
 
     Example: worldvq likelihood --world runs/demo/world --data runs/demo/data
     """
-    from worldvq.evaluation.likelihood import measure_likelihood
+    from worldvq.evaluation.likelihood import JPEG_XL, measure_likelihood
     from worldvq.models.loading import load_tokenizer
     from worldvq.nn.devices import resolve_device
     from worldvq.world.images import ImageModel
@@ -96,6 +96,8 @@ def likelihood_command(
         table.add_row(name, "", "", f"{bits:.3f}")
     Console().print(table)
     print(f"PSNR {found.psnr:.2f} dB; scale of the logistic (red, green, blue) {scale} of 255")
+    if JPEG_XL not in found.lossless:
+        print(f"{JPEG_XL} needs pillow-jxl-plugin: pip install 'worldvq[jxl]'")
 
 
 def _print(report: CompressReport) -> None:

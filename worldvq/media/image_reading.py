@@ -69,7 +69,11 @@ def _as_rgb(image: Image.Image) -> ReadImage:
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("32 bits, of which the range is not known: save it with 8 or 16 bits")
         grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
-        return ReadImage(np.repeat(grey[..., None], 3, axis=2), False)
+        pixels = np.repeat(grey[..., None], 3, axis=2)
+        clear = image.info.get("transparency")  # a value of 16 bits, which convert() would not look for either
+        if clear is not None:
+            pixels[values == clear] = BACKGROUND
+        return ReadImage(pixels, clear is not None)
     if not image.has_transparency_data:
         return ReadImage(np.array(image.convert("RGB")), False)
     behind = Image.new("RGBA", image.size, (*BACKGROUND, 255))
