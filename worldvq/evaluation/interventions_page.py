@@ -122,8 +122,8 @@ def _memory_text(memory: dict[str, Any]) -> str:
         "back too: <i>at the turn</i>, the frame that it imagined there against the real one, has to be above that. "
         "And a dream that goes elsewhere than the environment, where it slides along a wall for example, is right not "
         "to come back: <i>way shown</i> is the dream that was shown the way there, and imagined the way back alone. "
-        "PSNR in dB, with 95 % intervals. <i>Came back</i> is the share of dreams within 3 dB of the tokenizer: a mean of "
-        "squared errors tells most of the few that did not.</p>"
+        "PSNR in dB, with 95 % intervals. <i>Came back</i> is the share of dreams within 3 dB of the tokenizer: a mean "
+        "of squared errors tells most of the few that did not.</p>"
     )
 
 
