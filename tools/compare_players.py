@@ -98,9 +98,8 @@ def test(config: ExperimentConfig, root: Path, name: str, model: Dynamics, situa
     world.save(root / "worlds" / name)
     protocol = EvaluateConfig(clips=clips, sampling=config.evaluate.sampling)
     out = root / "reports" / name
-    report = evaluate(world, root / "test", out, protocol)
     asked = {"branches": True, "returns": True, "situations": situations, "trust": True}
-    return report | intervene(world, root / "test", out, protocol, **asked)
+    return evaluate(world, root / "test", out, protocol, more=intervene(world, root / "test", out, protocol, **asked))
 
 
 def table(reports: dict[str, Report]) -> str:

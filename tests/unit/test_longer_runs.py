@@ -118,13 +118,15 @@ def test_a_run_starts_from_the_weights_of_another(data, tmp_path, what, kind):
 def test_weights_that_learned_the_tokens_of_another_tokenizer_are_named(data, tmp_path, capsys):
     one, two = tmp_path / "one", tmp_path / "two"
     train("dynamics", data, one)
-    said = f"warning: --from {one / 'world'} learned the tokens of another tokenizer"
-    train("dynamics", data, one, one / "world", "again")
+    for start in (one / "world", one / "dynamics"):
+        train("dynamics", data, one, start, f"again_{start.name}")
     assert "warning" not in capsys.readouterr().out
     train("tokenizer", data, two, seed=4)
     tokenize(two / "tokenizer", data, two / "tokens", "cpu")
-    train("dynamics", data, two, one / "world")
-    assert said in capsys.readouterr().out
+    for start in (one / "world", one / "dynamics"):
+        train("dynamics", data, two, start, f"from_{start.name}")
+        said = f"warning: --from {start} learned the tokens of another tokenizer, in which codes mean other things"
+        assert said in capsys.readouterr().out
 
 
 def test_where_a_run_started_is_compared_until_it_has_a_checkpoint(data, tmp_path):

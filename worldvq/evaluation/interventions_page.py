@@ -122,14 +122,14 @@ def _memory_text(memory: dict[str, Any]) -> str:
         "back too: <i>at the turn</i>, the frame that it imagined there against the real one, has to be above that. "
         "And a dream that goes elsewhere than the environment, where it slides along a wall for example, is right not "
         "to come back: <i>way shown</i> is the dream that was shown the way there, and imagined the way back alone. "
-        "PSNR in dB, with 95 % intervals. <i>Came back</i> is the share of dreams within 3 dB of the tokenizer: a mean "
-        "of squared errors tells most of the few that did not.</p>"
+        "PSNR in dB, with 95 % intervals. <i>Came back</i> is the share of dreams that end within 3 dB of the "
+        "tokenizer; the few that do not make most of a mean of squared errors.</p>"
     )
 
 
 def _memory_table(memory: dict[str, Any]) -> str:
     header = ["way", "under the ceiling", "came back", "dream", "95 % interval"]
-    header += ["way shown", "95 % interval", "came back", "ceiling", "not returned", "at the turn", "counts"]
+    header += ["way shown", "95 % interval", "came back, way shown", "ceiling", "not returned", "at the turn", "counts"]
     rows = [
         (
             "",

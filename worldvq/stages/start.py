@@ -7,11 +7,13 @@ from pathlib import Path
 from torch import nn
 
 from worldvq.errors import UsageError
+from worldvq.files.reading import read_sealed
 from worldvq.files.weights import check_fit, hash_module, layout_of, layout_of_tensors
 from worldvq.models.image_prior import ImagePrior
 from worldvq.models.loading import load_tokenizer
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.training.checkpoints import Checkpoints
+from worldvq.training.identity import INPUTS
 from worldvq.world.images import IMAGE_MODEL_FILE, ImageModel
 from worldvq.world.model import WORLD_FILE, WorldModel
 
@@ -42,10 +44,10 @@ def start_from(folder: Path, model: nn.Module, tokenizer: Tokenizer | None = Non
     expected, made_by = layout_of(model), None
     if (folder / WORLD_FILE).is_file() and not is_prior:
         world = WorldModel.load(folder, "cpu")
-        made_by, tensors = world.tokenizer, (world.tokenizer if is_tokenizer else world.dynamics).state_dict()
+        made_by, tensors = hash_module(world.tokenizer), (world.tokenizer if is_tokenizer else world.dynamics).state_dict()
     elif (folder / IMAGE_MODEL_FILE).is_file():
         images = ImageModel.load(folder, "cpu")
-        made_by, tensors = images.tokenizer, (images.tokenizer if is_tokenizer else images.prior).state_dict()
+        made_by, tensors = hash_module(images.tokenizer), (images.tokenizer if is_tokenizer else images.prior).state_dict()
         if not is_tokenizer and not is_prior:
             tensors = {name: value for name, value in tensors.items() if _is_shared(name)}
             expected = {name: layout for name, layout in expected.items() if _is_shared(name)}
@@ -56,9 +58,10 @@ def start_from(folder: Path, model: nn.Module, tokenizer: Tokenizer | None = Non
         if not checkpoints.steps():
             what = "an image prior" if is_prior else "a dynamics model, and is no world or image prior"
             raise UsageError(f"--from {folder} has no checkpoint of {what}: give one of them")
-        tensors = checkpoints.read_weights()
+        tensors, inputs = checkpoints.read_weights(), folder / INPUTS
+        made_by = read_sealed(inputs).get("tokenizer_hash") if inputs.is_file() else None
     check_fit(folder, expected, layout_of_tensors(tensors), "give the config that it was trained with")
-    if tokenizer is not None and made_by is not None and hash_module(tokenizer) != hash_module(made_by):
+    if tokenizer is not None and made_by not in (None, hash_module(tokenizer)):
         print(f"warning: --from {folder} learned the tokens of another tokenizer, in which codes mean other things")
     model.load_state_dict(tensors, strict=len(expected) == len(layout_of(model)))
     return hash_module(model)

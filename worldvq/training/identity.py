@@ -13,6 +13,8 @@ from worldvq.files.reading import read_sealed, seal
 from worldvq.training.checkpoints import Checkpoints
 from worldvq.training.config import FREE
 
+INPUTS = "inputs.json"
+"""What a run folder was fed with."""
 _RUNS = ("that run had", "this one has")
 
 
@@ -38,7 +40,7 @@ def begin_run(
     """
     steps = Checkpoints(out / "checkpoints", keep=2).steps()
     news = _compare_configs(out, what, config, defaults or {}, steps)
-    path = out / "inputs.json"
+    path = out / INPUTS
     if path.exists():  # runs from before it was written have none
         there = read_sealed(path)
         if steps and inputs.get("start") is None:
