@@ -119,7 +119,8 @@ def saved(tmp_path_factory) -> list[Path]:
     return folders
 
 
-VALUES = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4)
+NUMBERS = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.none() | st.booleans() | NUMBERS | st.text(max_size=4)
 
 ENDINGS = ("terminated", "truncated", "interrupted")
 

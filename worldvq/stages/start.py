@@ -44,10 +44,12 @@ def start_from(folder: Path, model: nn.Module, tokenizer: Tokenizer | None = Non
     expected, made_by = layout_of(model), None
     if (folder / WORLD_FILE).is_file() and not is_prior:
         world = WorldModel.load(folder, "cpu")
-        made_by, tensors = hash_module(world.tokenizer), (world.tokenizer if is_tokenizer else world.dynamics).state_dict()
+        made_by = hash_module(world.tokenizer)
+        tensors = (world.tokenizer if is_tokenizer else world.dynamics).state_dict()
     elif (folder / IMAGE_MODEL_FILE).is_file():
         images = ImageModel.load(folder, "cpu")
-        made_by, tensors = hash_module(images.tokenizer), (images.tokenizer if is_tokenizer else images.prior).state_dict()
+        made_by = hash_module(images.tokenizer)
+        tensors = (images.tokenizer if is_tokenizer else images.prior).state_dict()
         if not is_tokenizer and not is_prior:
             tensors = {name: value for name, value in tensors.items() if _is_shared(name)}
             expected = {name: layout for name, layout in expected.items() if _is_shared(name)}
