@@ -30,7 +30,8 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path):
         assert len(read_metrics(out / "metrics.jsonl")) == logged and not (out / "scene.safetensors").exists()
         assert run(out) == [0], (tmp_path / f"{kill_at}.0.log").read_text()
         assert_same_run(out, whole, STEPS, resumed_at)
-        for name in ("scene.json", "scene.safetensors", "tokenizer.safetensors", f"pictures/{STEPS:08d}.png"):
+        assert {"nats_per_token", "perplexity"} <= read_metrics(out / "metrics.jsonl")[-1].keys()
+        for name in ("scene.json", "scene.safetensors", "tokenizer.safetensors", f"pictures/{STEPS:08d}.png", "random"):
             assert (out / name).read_bytes() == (whole / name).read_bytes()
     assert Scenes.load(out, "cpu").num_codes_per_frame == 3
     before, last = (hashes(whole / f"checkpoints/step_{step:08d}") for step in (STEPS - 1, STEPS))

@@ -215,18 +215,13 @@ def _score(
         "situations": len(first),
         "psnr": _interval(error),
         "shown": _interval(error_back),
-        "returned": _share(came),
-        "returned_shown": _share(came_shown),
+        "returned": metrics.mean_over_rows(came),
+        "returned_shown": metrics.mean_over_rows(came_shown),
         "ceiling": float(metrics.psnr(ceiling.mean())),
         "not_returned": psnr(farthest, first),
         "turning_point": psnr(dreamt[:, walk.turn - 1], farthest),
     }
     return score, np.stack([error, ceiling])
-
-
-def _share(came: np.ndarray) -> dict[str, Any]:
-    """Share of booleans (n,), and its bootstrap interval."""
-    return {"mean": float(came.mean()), "ci95": metrics.ci95(metrics.bootstrap_means(came)).tolist()}
 
 
 def _interval(error: np.ndarray) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def k_means(rows: Tensor, means: Tensor, iterations: int, unit: bool) -> Tensor:
 
 def straight_through(z: Tensor, codes: Tensor) -> Tensor:
     """Value of ``codes``; the gradient passes unchanged to ``z`` (van den Oord et al. 2017, section 3.2)."""
-    return z + (codes - z).detach()
+    return codes.detach() + (z - z.detach())  # exactly the codes, as `rotation` is
 
 
 def rotation(z: Tensor, codes: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def train_dynamics(
     model = Dynamics(config.dynamics, vqvae.grid, vqvae.num_codes, store.action_space, heard)
     codebooks = [vqvae.quantizer.codebook, *([codec.tokenizer.quantizer.codebook] if codec else [])]
     model.initialize_embeddings(*codebooks)
-    started = start_from(start, model, vqvae if main else None) if start else None
+    started = start_from(start, model, made["tokenizer_hash"] if main else None) if start else None
     batches = RewardedClipSampler(
         store, "train", training.clip_frames, training.batch_size, training.seed, training.rewarded_fraction
     )

@@ -60,7 +60,7 @@ def train_prior(
     torch.manual_seed(training.seed)
     model = ImagePrior(config.prior, vqvae.grid, vqvae.num_codes, len(classes))
     model.initialize_embeddings(vqvae.quantizer.codebook)
-    started = start_from(start, model, vqvae if main else None) if start else None
+    started = start_from(start, model, made["tokenizer_hash"] if main else None) if start else None
     batches = LabelledSampler(stores, "train", training.batch_size, training.seed, classes)
     held = with_heldout(stores)
     heldout = LabelledSampler(held, "heldout", training.batch_size, training.seed, classes) if held else None

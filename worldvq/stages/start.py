@@ -20,7 +20,7 @@ from worldvq.world.model import WORLD_FILE, WorldModel
 PRIOR, CONTEXT = "prior.", "prior.from_context."
 
 
-def start_from(folder: Path, model: nn.Module, tokenizer: Tokenizer | None = None) -> str:
+def start_from(folder: Path, model: nn.Module, tokenizer_hash: str | None = None) -> str:
     """Fill a tokenizer, a dynamics model or an image prior with the weights of a run folder, world or image prior.
 
     Of an image prior a dynamics model takes the prior, which has to be of its sizes, but for the weights that bring the
@@ -30,8 +30,8 @@ def start_from(folder: Path, model: nn.Module, tokenizer: Tokenizer | None = Non
         folder: A world; an image prior; or of a tokenizer, a run that is done; or of another model, a run, whose newest
             checkpoint is taken.
         model: What is to be trained.
-        tokenizer: What made the tokens that it is trained on. Where the weights learned those of another one, which
-            have other meanings, that is said.
+        tokenizer_hash: Of what made the tokens that it is trained on. Where the weights learned those of another one,
+            which have other meanings, that is said.
 
     Returns:
         The hash of the weights.
@@ -63,7 +63,7 @@ def start_from(folder: Path, model: nn.Module, tokenizer: Tokenizer | None = Non
         tensors, inputs = checkpoints.read_weights(), folder / INPUTS
         made_by = read_sealed(inputs).get("tokenizer_hash") if inputs.is_file() else None
     check_fit(folder, expected, layout_of_tensors(tensors), "give the config that it was trained with")
-    if tokenizer is not None and made_by not in (None, hash_module(tokenizer)):
+    if None not in (tokenizer_hash, made_by) and tokenizer_hash != made_by:
         print(f"warning: --from {folder} learned the tokens of another tokenizer, in which codes mean other things")
     model.load_state_dict(tensors, strict=len(expected) == len(layout_of(model)))
     return hash_module(model)
