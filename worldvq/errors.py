@@ -50,3 +50,8 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 def plural(count: int, what: str) -> str:
     """Return ``"1 episode"``, ``"0 episodes"``, ``"12,000 episodes"``."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says in one line: each run of line breaks and spaces in it as one space."""
+    return " ".join(str(error).split())

@@ -18,7 +18,7 @@ import numpy as np
 
 from worldvq.config.code import import_module, import_named
 from worldvq.config.env import EnvConfig, SoundFormat
-from worldvq.errors import UsageError, did_you_mean
+from worldvq.errors import UsageError, did_you_mean, one_line
 from worldvq_envs.actions import Actions, names_of, short_space
 from worldvq_envs.families import Family, find_family
 from worldvq_envs.fitting import cropped_size, fit_frame
@@ -212,7 +212,7 @@ class FrameStream:
         except UsageError as error:
             raise UsageError(f"'{self.config.id}': {error}") from None
         except ValueError as error:
-            raise UsageError(f"'{self.config.id}' cannot be recorded: {_line(error)}") from None
+            raise UsageError(f"'{self.config.id}' cannot be recorded: {one_line(error)}") from None
         if self._picture.may_be_codes and self._rendering is not None:
             self._render()
             self._look()
@@ -248,7 +248,7 @@ class FrameStream:
             observation, _, _, _, info = _checked_step(self.env.step(self.env.action_space.sample()))
             samples = len(self._ears(observation, info))
         except ValueError as error:
-            raise UsageError(f"'{self.config.id}' cannot be recorded: {_line(error)}") from None
+            raise UsageError(f"'{self.config.id}' cannot be recorded: {one_line(error)}") from None
         self.sound_format = SoundFormat(rate=rate, samples=samples * self._repeat)
 
     def _see(self, observation: Any, shown: bool = True) -> np.ndarray:
@@ -328,10 +328,10 @@ def _make(config: EnvConfig, kwargs: dict[str, Any]) -> gymnasium.Env:
     except gymnasium.error.DependencyNotInstalled as error:
         install = find_family(env_id).install
         hint = f': pip install "{install}"' if install else ""
-        raise UsageError(f"'{env_id}' needs a package that is not installed: {_line(error)}{hint}") from None
+        raise UsageError(f"'{env_id}' needs a package that is not installed: {one_line(error)}{hint}") from None
     except Exception as error:
         given = f" with env.kwargs {kwargs}" if kwargs else ""
-        problem = _line(error) or "it says no more; --debug shows where"
+        problem = one_line(error) or "it says no more; --debug shows where"
         raise UsageError(f"'{env_id}'{given} cannot be built: {type(error).__name__}: {problem}") from error
     for path in config.wrappers:
         env = _wrap(env, path)
@@ -359,7 +359,7 @@ def _wrap(env: gymnasium.Env, path: str) -> gymnasium.Env:
         return import_named(path)(env)
     except Exception as error:
         env.close()
-        problem = f"{type(error).__name__}: {_line(error)}"
+        problem = f"{type(error).__name__}: {one_line(error)}"
         raise UsageError(f"env.wrappers: '{path}' cannot be put around it ({problem}): write module:Name") from None
 
 
@@ -403,7 +403,3 @@ def _find_picture(env: gymnasium.Env, config: EnvConfig, family: Family) -> Pict
             raise UsageError(f"env.source observation: '{config.id}' observes {seen}, which holds no image")
         return None
     return found[key] if key is not None else next(iter(found.values()))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

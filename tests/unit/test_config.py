@@ -91,8 +91,9 @@ def test_a_key_that_stands_twice_and_bad_yaml_are_refused(tmp_path):
     ):
         path = tmp_path / "env.yaml"
         path.write_text(text)
-        with pytest.raises(UsageError, match=word):
+        with pytest.raises(UsageError, match=word) as caught:
             load_config(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_config_lists_the_known_ones():

@@ -12,7 +12,7 @@ import typer
 
 from worldvq import __version__
 from worldvq.cli import act, compression, config, data, dream, play, record, sample, scene, sound, train
-from worldvq.errors import DEBUG, StoppedError, WorldVQError
+from worldvq.errors import DEBUG, StoppedError, WorldVQError, one_line
 from worldvq.training.signals import StopAtOnce
 
 HELP = """Train a video world model of a 3D environment, then dream in it.
@@ -57,10 +57,7 @@ def _run(arguments: list[str]) -> int:
             if message:  # without a command typer has printed the help instead
                 print(f"worldvq: error: {message}", file=sys.stderr)
             return 2
-        print(
-            f"worldvq: error: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)",
-            file=sys.stderr,
-        )
+        print(f"worldvq: error: {type(error).__name__}: {one_line(error)} (--debug shows where)", file=sys.stderr)
         return 1
     return 0
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, one_line
 
 
 def import_named(path: str) -> Any:
@@ -23,7 +23,7 @@ def import_named(path: str) -> Any:
         raise
     except Exception as error:  # whatever the module does when it is imported
         raise UsageError(
-            f"'{path}' cannot be imported ({type(error).__name__}: {' '.join(str(error).split())}): write module:name, "
+            f"'{path}' cannot be imported ({type(error).__name__}: {one_line(error)}): write module:name, "
             "importable from here, or ./file.py:name"
         ) from None
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from worldvq.errors import CorruptFileError, UsageError, did_you_mean
+from worldvq.errors import CorruptFileError, UsageError, did_you_mean, one_line
 from worldvq.files.differences import printable, short
 from worldvq.files.reading import read_bounded
 
@@ -112,7 +112,7 @@ def parse_yaml(text: str, source: str) -> Any:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise UsageError(f"{source}: " + " ".join(str(error).split())) from None
+        raise UsageError(f"{source}: {one_line(error)}") from None
 
 
 def read_yaml(path: Path) -> Any:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from worldvq.errors import CorruptFileError
+from worldvq.errors import CorruptFileError, one_line
 from worldvq.files.atomic import write_atomic
 from worldvq.files.differences import difference, join
 from worldvq.files.headers import Header, parse_header, read_header
@@ -100,8 +100,7 @@ def _damaged(path: Path, way_out: str) -> Iterator[None]:
         raise CorruptFileError(f"{error}{way_out and f': {way_out}'}") from None
     # Beyond what safetensors checks: a type that torch lacks, sizes that it cannot hold.
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, AssertionError) as error:
-        problem = " ".join(str(error).split())
-        raise CorruptFileError(f"{path} is damaged: {problem}{way_out and f': {way_out}'}") from None
+        raise CorruptFileError(f"{path} is damaged: {one_line(error)}{way_out and f': {way_out}'}") from None
 
 
 def layout_of(module: nn.Module) -> Layout:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from worldvq.errors import CorruptFileError
+from worldvq.errors import CorruptFileError, one_line
 from worldvq.files.reading import open_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -57,7 +57,7 @@ def read_image(path: Path) -> ReadImage:
         except Image.UnidentifiedImageError:
             reason = f"no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
         except Exception as error:  # on a broken file the decoders raise errors of many types
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error) or type(error).__name__
     raise CorruptFileError(f"{path}: not a whole image ({reason})")
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worldvq.errors import RunError, UsageError
+from worldvq.errors import RunError, UsageError, one_line
 from worldvq.files.atomic import check_space, disk_errors, remove_stale
 
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webm")
@@ -66,7 +66,7 @@ def ffmpeg() -> str:
         return imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:
         raise RunError(
-            f"no ffmpeg to write videos with ({' '.join(str(error).split())}): "
+            f"no ffmpeg to write videos with ({one_line(error)}): "
             "pip install imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to an ffmpeg"
         ) from None
 

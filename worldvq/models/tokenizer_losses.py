@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, one_line
 from worldvq.models.config import TokenizerLossConfig
 from worldvq.models.losses import reconstruction_loss, tokenizer_loss
 from worldvq.models.tokenizer import Tokenizer
@@ -157,7 +157,7 @@ def load_lpips() -> nn.Module:
         return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net
     except (ImportError, OSError, RuntimeError) as error:  # not there; no network; another torch's, or a broken file
         raise UsageError(
-            f"tokenizer_loss.perceptual: LPIPS cannot be loaded ({' '.join(str(error).split())}): it needs "
+            f"tokenizer_loss.perceptual: LPIPS cannot be loaded ({one_line(error)}): it needs "
             f"pip install 'worldvq[metrics]', a torchvision that fits torch {torch.__version__}, and that one's VGG16 "
             f"weights, which it looks for in {torch.hub.get_dir()}/checkpoints and downloads otherwise; "
             f"or set tokenizer_loss.perceptual=0"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from worldvq.errors import RunError, WorldVQError
+from worldvq.errors import RunError, WorldVQError, one_line
 
 _SAID = ("out of memory", "can't allocate memory", "not enough memory")
 """What PyTorch says on the CPU, on MPS and on Windows, where it has no error of its own for it."""
@@ -26,7 +26,7 @@ def memory_errors(way_out: str) -> Iterator[None]:
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not known and not any(words in str(error) for words in _SAID):
             raise
-        raise RunError(f"out of memory: {way_out} ({' '.join(str(error).split())[:200]})") from error
+        raise RunError(f"out of memory: {way_out} ({one_line(error)[:200]})") from error
 
 
 def keep_freed_memory() -> None:

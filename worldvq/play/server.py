@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from worldvq.errors import UsageError, WorldVQError, plural
+from worldvq.errors import UsageError, WorldVQError, one_line, plural
 from worldvq.play import messages, security
 from worldvq.play.controls import idle_action, sliders
 from worldvq.play.game import Game
@@ -137,9 +137,7 @@ async def _play(table: Table, websocket: WebSocket) -> None:
     except (WebSocketDisconnect, OSError):
         return
     except Exception as error:  # whatever it says is for whoever runs the server
-        print(
-            f"worldvq: a player's game ended: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr
-        )
+        print(f"worldvq: a player's game ended: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
         with contextlib.suppress(Exception):
             await _close(websocket, BROKEN, "something failed here: the server says what")
     finally:

@@ -18,7 +18,7 @@ import numpy as np
 from worldvq.config.code import import_named
 from worldvq.config.env import EnvConfig, SoundFormat
 from worldvq.data.episodes import write_episode
-from worldvq.errors import DEBUG, UsageError, WorldVQError
+from worldvq.errors import DEBUG, UsageError, WorldVQError, one_line
 from worldvq.recording.config import RecordConfig
 from worldvq.recording.janitor import GROUP_FILE
 from worldvq.recording.policies import Policy, Stream, check_action, make_policy
@@ -103,7 +103,7 @@ def ask(policy: Policy, stream: Stream, config: RecordConfig, frame: np.ndarray)
 def describe(error: BaseException) -> str:
     """Return kind and text of an error in one line, whatever its text does."""
     try:
-        text = " ".join(str(error).split())
+        text = one_line(error)
     except Exception:
         text = "its text cannot be shown"
     return text if isinstance(error, WorldVQError) else f"{type(error).__name__}: {text}".removesuffix(": ")
@@ -189,7 +189,7 @@ def _probe(stream: Stream, config: RecordConfig, spool: Spool, sequence: int) ->
     try:
         stream.step(action)
     except ValueError as error:  # UsageError too
-        raise UsageError(f"it cannot be recorded: {' '.join(str(error).split())}") from None
+        raise UsageError(f"it cannot be recorded: {one_line(error)}") from None
     except Exception as error:
         print(f"worldvq: the first step of episode 0 failed: {describe(error)}", file=sys.stderr, flush=True)
 

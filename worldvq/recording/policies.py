@@ -11,7 +11,7 @@ import numpy as np
 
 from worldvq.config.code import import_named
 from worldvq.config.env import SoundFormat
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, one_line
 from worldvq.recording.config import RecordConfig
 from worldvq.recording.players import Held, Retrace, random_action
 from worldvq.recording.undo import completed, inverse_of
@@ -119,7 +119,7 @@ def _agent(path: str, stream: Stream, seed: int) -> Policy:
         except ValueError as error:
             raise UsageError(
                 f"{path} was trained on observations {agent.observation_space}, which these are not "
-                f"({' '.join(str(error).split())}): record with the wrappers that it was trained with, frame stacks "
+                f"({one_line(error)}): record with the wrappers that it was trained with, frame stacks "
                 "too (env.wrappers: [module:function])"
             ) from None
         agent.set_random_seed(seed)

@@ -15,7 +15,7 @@ from rich.console import Console
 from worldvq.config.env import EnvConfig
 from worldvq.data.episodes import EpisodeStore
 from worldvq.data.shard import Shard
-from worldvq.errors import RunError, UsageError, WorldVQError, plural
+from worldvq.errors import RunError, UsageError, WorldVQError, one_line, plural
 from worldvq.files.lock import check_unlocked
 from worldvq.recording.config import RecordConfig
 from worldvq.recording.record import record
@@ -132,5 +132,5 @@ def _committed(out: Path, shard: Shard) -> int:
 
 def _own(error: Any) -> WorldVQError:
     """The actor's own error, as it would have been raised here."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, WorldVQError) else RunError(f"an actor failed: {' '.join(str(cause).split())}")
+    cause = error.cause
+    return cause if isinstance(cause, WorldVQError) else RunError(f"an actor failed: {one_line(cause)}")
