@@ -23,8 +23,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from worldvq_envs.adapters import FrameStream, make_stream
+from worldvq_envs.adapters import make_stream
 from worldvq_envs.maze.render import DIRECTIONS
+from worldvq_envs.stream import FrameStream
 
 from worldvq.data.episodes import EpisodeStore
 from worldvq.types import Episode

@@ -21,8 +21,9 @@ import torch
 from rich.progress import track
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor
-from worldvq_envs.adapters import FrameStream, make_stream
+from worldvq_envs.adapters import make_stream
 from worldvq_envs.sb3 import SB3VecEnv
+from worldvq_envs.stream import FrameStream
 
 from worldvq import EpisodeStore, WorldModel
 from worldvq.evaluation.metrics import mean_over_rows

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support.toy_env import ACTIONS, ID, SIZE, UNSTORABLE, decode, flat
-from worldvq_envs.adapters import fit_frame, make_stream
+from worldvq_envs.adapters import make_stream
 from worldvq_envs.families import find_family
+from worldvq_envs.fitting import fit_frame
 
 from worldvq.config.env import EnvConfig
 from worldvq.errors import UsageError

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.picture_env import KINDS, SIDE, grey, picture
-from worldvq_envs.adapters import LIMIT, make_stream
+from worldvq_envs.adapters import make_stream
 from worldvq_envs.fitting import fit_frame
 from worldvq_envs.images import layout_of
+from worldvq_envs.stream import LIMIT
 
 from worldvq.config.env import EnvConfig
 from worldvq.errors import UsageError

@@ -27,7 +27,7 @@ class CannotForkError(UsageError):
 
 
 class Player(Protocol):
-    """What is needed of an adapted environment; ``worldvq_envs.adapters.FrameStream`` is one."""
+    """What is needed of an adapted environment; ``worldvq_envs.stream.FrameStream`` is one."""
 
     has_frame: bool
 

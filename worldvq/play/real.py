@@ -13,7 +13,7 @@ from worldvq.types import ActionSpace, Episode
 
 
 class Stream(Protocol):
-    """What is needed of an adapted environment; ``worldvq_envs.adapters.FrameStream`` is one."""
+    """What is needed of an adapted environment; ``worldvq_envs.stream.FrameStream`` is one."""
 
     action_space: ActionSpace
     has_frame: bool

@@ -19,7 +19,7 @@ from worldvq.types import ActionSpace
 
 
 class Stream(Protocol):
-    """What recording needs of an adapted environment; ``worldvq_envs.adapters.FrameStream`` is one."""
+    """What recording needs of an adapted environment; ``worldvq_envs.stream.FrameStream`` is one."""
 
     action_space: ActionSpace
     last_observation: Any
