@@ -1,10 +1,11 @@
-"""A whole road of the smallest size, walked once for all fault tests, by a process that is watched."""
+"""What several files of fault tests look at, made once: a whole road, and things that fit each other or don't."""
 
 import subprocess
 
 import pytest
 from support.command_line import COMMAND
 from support.fault_tools import SMALL, Watch
+from support.mismatch import make_all
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,11 @@ def road(tmp_path_factory):
         assert done.returncode == 0, done.stdout + done.stderr
     (folder / "demo.left").write_text("\n".join(watch.left(out)))
     return out
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """Data, a tokenizer, its tokens, dynamics and a world that fit each other; and some that don't. Only to be read."""
+    root = tmp_path_factory.mktemp("mismatch")
+    make_all(root)
+    return root
