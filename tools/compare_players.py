@@ -2,8 +2,9 @@
 
     python tools/compare_players.py --config maze --players held retrace retrace+held retrace:400000 --out runs/players
 
-A player is a policy (`worldvq record`), with `:FRAMES` another number of frames than ``--frames``; with `+` clips of
-two recordings in turns, half of the frames by each; `explore` is `retrace` that undoes nothing. Tokenizer and
+A player is a policy (`worldvq record`), with `@HOLD` another `record.hold` and with `:FRAMES` another number of frames
+than ``--frames``; with `+` clips of two recordings in turns, half of the frames by each; `explore` is `retrace` that
+undoes nothing. Tokenizer and
 situations are the same for all, training takes ``--seconds`` each, in turns. The test recording is by `retrace`, of
 another seed. Prints and writes a Markdown table. The same players again keep recordings, tokenizer and tokens.
 """
@@ -66,8 +67,11 @@ def prepare(config: ExperimentConfig, root: Path, wanted: set[tuple[str, int]]) 
     record(config.env, config.record.model_copy(update=test), root / "test").close()
     data = {}
     for policy, frames in sorted(wanted):
-        given = {"policy": policy.replace("explore", "retrace"), "frames": frames}
-        if policy == "explore":
+        name, _, hold = policy.partition("@")
+        given = {"policy": name.replace("explore", "retrace"), "frames": frames}
+        if hold:
+            given["hold"] = int(hold)
+        if name == "explore":
             given["undo"] = {}
         data[policy, frames] = root / "data" / f"{policy.replace('/', '_')}_{frames}"
         record(config.env, config.record.model_copy(update=given), data[policy, frames]).close()
