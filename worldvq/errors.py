@@ -55,3 +55,8 @@ def plural(count: int, what: str) -> str:
 def one_line(error: BaseException) -> str:
     """Return what an error says in one line: each run of line breaks and spaces in it as one space."""
     return " ".join(str(error).split())
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, as torch writes many; its type where it says nothing."""
+    return str(error).strip().partition("\n")[0].rstrip() or type(error).__name__

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from worldvq.data.sharing import Processes, is_first_process
-from worldvq.errors import UsageError
-from worldvq.nn.devices import local_device
+from worldvq.errors import RunError, UsageError
+from worldvq.nn.devices import local_device, resolve_device
 from worldvq.training.processes import make_accelerator
 
 
@@ -29,6 +29,23 @@ def test_others_that_cannot_be_found_are_a_mistake_of_the_launcher(monkeypatch, 
     with pytest.raises(UsageError, match=rf"WORLD_SIZE is 2.*{missing}.*accelerate launch"):
         Processes()
     assert not is_first_process()
+
+
+@pytest.mark.parametrize(
+    ("says", "shown"), [("", "RuntimeError"), ("\nno answer\nException raised from poll:\nframe #0", "no answer")]
+)
+def test_of_what_torch_says_the_first_line_is_shown(monkeypatch, says, shown):
+    def fails(*_, **__):
+        raise RuntimeError(says)
+
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("worldvq.data.sharing.TCPStore", fails)
+    with pytest.raises(RunError, match=rf"^cannot reach the first process at 127\.0\.0\.1:1: {shown}$"):
+        Processes()
+    monkeypatch.setattr(torch, "zeros", fails)
+    with pytest.raises(UsageError, match=rf"^device 'cpu' cannot be used \({shown}\): give"):
+        resolve_device("cpu")
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):

@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from torch.distributed import PrefixStore, TCPStore
 
-from worldvq.errors import RunError, UsageError
+from worldvq.errors import RunError, UsageError, first_line
 
 _teams = itertools.count()
 
@@ -88,8 +88,7 @@ def _connect(host: str, port: int, count: int, serves: bool) -> TCPStore:
             return TCPStore(host, port, count, serves, timedelta(seconds=2), wait_for_workers=False, multi_tenant=True)
         except RuntimeError as error:
             if serves or time.monotonic() > deadline:
-                reason = str(error).splitlines()[0]
-                raise RunError(f"cannot reach the first process at {host}:{port}: {reason}") from None
+                raise RunError(f"cannot reach the first process at {host}:{port}: {first_line(error)}") from None
 
 
 def is_first_process() -> bool:

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, first_line
 
 
 def resolve_device(device: str) -> torch.device:
@@ -25,9 +25,8 @@ def resolve_device(device: str) -> torch.device:
         tensor.item()  # the meta device, for one, cannot
         return tensor.device
     except (RuntimeError, AssertionError, ImportError) as error:
-        problem = (
-            f"cannot be used ({str(error).splitlines()[0]})" if device.partition(":")[0] in there else "is not there"
-        )
+        is_there = device.partition(":")[0] in there
+        problem = f"cannot be used ({first_line(error)})" if is_there else "is not there"
         count = f" ({torch.cuda.device_count()} GPUs)" if "cuda" in there else ""
         raise UsageError(f"device '{device}' {problem}: give auto or one of {', '.join(there)}{count}") from None
 
