@@ -133,3 +133,9 @@ def hash_module(module: nn.Module) -> str:
         digest.update(f"{name}{value.dtype}{list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def require_hash(module: nn.Module, expected: object, weights: Path, description: Path) -> None:
+    """Raise CorruptFileError unless a module read from ``weights`` has the hash that its description states."""
+    if expected != hash_module(module):
+        raise CorruptFileError(f"{weights} is damaged: its hash is not the one in {description}")

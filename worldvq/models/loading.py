@@ -17,7 +17,7 @@ from worldvq.config.yaml_loading import build
 from worldvq.errors import CorruptFileError, UsageError
 from worldvq.files.atomic import write_together
 from worldvq.files.reading import read_sealed, seal
-from worldvq.files.weights import check_header, hash_module, load_module, module_bytes
+from worldvq.files.weights import check_header, hash_module, load_module, module_bytes, require_hash
 from worldvq.models.config import DynamicsConfig, ImagePriorConfig, SoundTokenizerConfig, TokenizerConfig, WaveNetConfig
 from worldvq.models.tokenizer import Tokenizer
 from worldvq.nn.symlog import NUM_BINS
@@ -153,8 +153,8 @@ def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenize
         raise CorruptFileError(str(error)) from None
     weights = folder / "tokenizer.safetensors"
     tokenizer = load_checked(weights, tokenizer_size(config), lambda: Tokenizer(config))
-    if expected is not None and expected != hash_module(tokenizer):
-        raise CorruptFileError(f"{weights} is damaged: its hash is not the one in {path}")
+    if expected is not None:
+        require_hash(tokenizer, expected, weights, path)
     return tokenizer.to(device).eval()
 
 

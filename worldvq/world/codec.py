@@ -15,7 +15,7 @@ from worldvq.config.yaml_loading import build
 from worldvq.errors import CorruptFileError, UsageError, did_you_mean
 from worldvq.files.atomic import write_together
 from worldvq.files.reading import seal
-from worldvq.files.weights import hash_module, module_bytes
+from worldvq.files.weights import hash_module, module_bytes, require_hash
 from worldvq.models.config import SamplingConfig, SoundTokenizerConfig
 from worldvq.models.loading import load_checked, read_description, sound_tokenizer_size
 from worldvq.models.sampling import draw_next, draw_noise
@@ -148,6 +148,5 @@ class SoundCodec:
             raise CorruptFileError(f"{path} is damaged: {error}") from None
         size = sound_tokenizer_size(config, len(speakers))
         tokenizer = load_checked(weights, size, lambda: SoundTokenizer(config, len(speakers), rate))
-        if expected != hash_module(tokenizer):
-            raise CorruptFileError(f"{weights} is damaged: its hash is not the one in {path}")
+        require_hash(tokenizer, expected, weights, path)
         return cls(tokenizer.to(where), rate, speakers, meta)

@@ -16,7 +16,7 @@ from worldvq.errors import CorruptFileError, UsageError, did_you_mean
 from worldvq.files.atomic import write_together
 from worldvq.files.differences import printable, require_same
 from worldvq.files.reading import seal
-from worldvq.files.weights import hash_module, module_bytes
+from worldvq.files.weights import hash_module, module_bytes, require_hash
 from worldvq.models.config import ImagePriorConfig, SamplingConfig, TokenizerConfig
 from worldvq.models.image_prior import ImagePrior
 from worldvq.models.loading import image_prior_size, load_checked, read_description, tokenizer_size
@@ -169,8 +169,7 @@ class ImageModel:
         size = image_prior_size(prior_config, *shape)
         prior = load_checked(files[1], size, lambda: ImagePrior(prior_config, *shape))
         for file, module in zip(files, (tokenizer, prior), strict=True):
-            if data.get(f"{file.stem}_hash") != hash_module(module):
-                raise CorruptFileError(f"{file} is damaged: its hash is not the one in {path}")
+            require_hash(module, data.get(f"{file.stem}_hash"), file, path)
         return cls(tokenizer.to(where), prior.to(where), classes, meta)
 
 

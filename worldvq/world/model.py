@@ -18,7 +18,7 @@ from worldvq.errors import CorruptFileError, UsageError, plural
 from worldvq.files.atomic import write_together
 from worldvq.files.differences import require_same
 from worldvq.files.reading import seal
-from worldvq.files.weights import hash_module, module_bytes
+from worldvq.files.weights import hash_module, module_bytes, require_hash
 from worldvq.models.config import DynamicsConfig, SamplingConfig, TokenizerConfig
 from worldvq.models.dynamics import Dynamics
 from worldvq.models.layout import SoundTokens, TokenLayout
@@ -169,8 +169,8 @@ class WorldModel:
         size = dynamics_size(dynamics_config, layout.grid, layout.num_codes, action_space)
         dynamics = load_checked(files[1], size, lambda: Dynamics(dynamics_config, *shape))
         for file, module in zip(files, (tokenizer, dynamics), strict=True):
-            if data.get(f"{file.stem}_hash") not in (None, hash_module(module)):
-                raise CorruptFileError(f"{file} is damaged: its hash is not the one in {path}")
+            if (expected := data.get(f"{file.stem}_hash")) is not None:
+                require_hash(module, expected, file, path)
         if codec and data.get("codec_hash") != hash_module(codec.tokenizer):
             raise CorruptFileError(f"{folder}: the codec of sound in it is not the one that {path} names")
         return cls(tokenizer.to(where), dynamics.to(where), meta, codec)

@@ -14,7 +14,7 @@ from worldvq.errors import CorruptFileError, UsageError
 from worldvq.files.atomic import write_together
 from worldvq.files.differences import require_same
 from worldvq.files.reading import seal
-from worldvq.files.weights import hash_module, module_bytes
+from worldvq.files.weights import hash_module, module_bytes, require_hash
 from worldvq.models.config import SamplingConfig, SceneConfig
 from worldvq.models.loading import load_checked, load_tokenizer, read_description, save_tokenizer
 from worldvq.models.sampling import Drawn
@@ -141,14 +141,11 @@ class Scenes:
         tokenizer = load_tokenizer(folder)
         try:
             config, meta = build(SceneConfig, data["scene"], str(path)), dict(data["meta"])
-            hashes = data["scene_hash"], data["tokenizer_hash"]
+            scene_hash, tokenizer_hash = data["scene_hash"], data["tokenizer_hash"]
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptFileError(f"{path} is damaged: {error}") from None
         shape = (config, tokenizer.grid, tokenizer.num_codes)
         model = load_checked(weights, scene_size(*shape), lambda: SceneModel(*shape))
-        for file, module, expected in zip(
-            (weights, folder / "tokenizer.safetensors"), (model, tokenizer), hashes, strict=True
-        ):
-            if expected != hash_module(module):
-                raise CorruptFileError(f"{file} is damaged: its hash is not the one in {path}")
+        require_hash(model, scene_hash, weights, path)
+        require_hash(tokenizer, tokenizer_hash, folder / "tokenizer.safetensors", path)
         return cls(tokenizer.to(where), model.to(where), meta)
