@@ -238,8 +238,11 @@ def test_the_page_shows_chance_and_ceiling_beside_each_number(plane):
     found, frames = counterfactual(world, player, situations, 2, 0, {}, progress=False)
     report = {"counterfactual": found, "memory": there_and_back(world, player, situations, 0, {}, progress=False)}
     text = section(report, "data:,")
-    for words in ("Does it obey?", "chance", "ceiling", "Does it remember?", "not returned", "east × 8"):
+    for words in ("Does it obey?", "chance", "ceiling", "Does it remember?", "not returned"):
         assert words in text
+    head, *rows = section({"memory": report["memory"]}, None).split("<tr")[1:]
+    assert [row.count("<td>") for row in rows] == [head.count("<th>")] * len(report["memory"]["ways"])
+    assert "east\u00a0×\u00a08, west\u00a0×\u00a08</t" in text  # a line of many legs ends between two of them
     assert len(cards(report)) == 2 and section({}, None) == "" and cards({}) == []
     picture = branches_picture(found["plans"], *frames)
     assert picture.dtype == np.uint8 and picture.shape[0] > 6 * 2 * 8

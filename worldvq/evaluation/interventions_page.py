@@ -122,23 +122,23 @@ def _memory_text(memory: dict[str, Any]) -> str:
         "back too: <i>at the turn</i>, the frame that it imagined there against the real one, has to be above that. "
         "And a dream that goes elsewhere than the environment, where it slides along a wall for example, is right not "
         "to come back: <i>way shown</i> is the dream that was shown the way there, and imagined the way back alone. "
-        "PSNR in dB, with 95 % intervals. <i>Came back</i> is the share of dreams that end within 3 dB of the "
+        "PSNR in dB, with 95 % intervals. <i>Came back</i> is the share of these dreams that end within 3 dB of the "
         "tokenizer; the few that do not make most of a mean of squared errors.</p>"
     )
 
 
 def _memory_table(memory: dict[str, Any]) -> str:
-    header = ["way", "under the ceiling", "came back", "dream", "95 % interval"]
-    header += ["way shown", "95 % interval", "came back, way shown", "ceiling", "not returned", "at the turn", "counts"]
+    header = ["way", "under the ceiling", "dream", "came back", "way shown", "came back"]
+    header += ["ceiling", "not returned", "at the turn", "counts"]
     rows = [
         (
             "",
             [
-                html.escape(way["name"]),
+                html.escape(way["name"]).replace(" × ", "\u00a0×\u00a0"),  # a line ends after a comma
                 f"<b>{way['ceiling'] - way['psnr']['mean']:.1f}</b>",
+                _with_interval(way["psnr"]),
                 f"{way['returned']['mean']:.2f}",
-                *_with_interval(way["psnr"]),
-                *_with_interval(way["shown"]),
+                _with_interval(way["shown"]),
                 f"{way['returned_shown']['mean']:.2f}",
                 *(f"{way[name]:.1f}" for name in ("ceiling", "not_returned", "turning_point")),
                 str(way["situations"]),
@@ -146,11 +146,11 @@ def _memory_table(memory: dict[str, Any]) -> str:
         )
         for way in memory["ways"]
     ]
-    return f'<div class="scroll">{table(header, rows)}</div>' if rows else ""
+    return f'<div class="scroll broken">{table(header, rows)}</div>' if rows else ""
 
 
-def _with_interval(found: dict[str, Any]) -> list[str]:
-    return [f"{found['mean']:.1f}", f"{found['ci95'][0]:.1f}–{found['ci95'][1]:.1f}"]
+def _with_interval(found: dict[str, Any]) -> str:
+    return f"{found['mean']:.1f} ({found['ci95'][0]:.1f}–{found['ci95'][1]:.1f})"
 
 
 _TOLD = (
