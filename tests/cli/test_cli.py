@@ -147,10 +147,15 @@ def interrupted_at(call):
 def test_act_plans_in_the_real_environment(verbs, tmp_path, monkeypatch):
     given = ["--world", verbs / "world", "--data", verbs / "data", "--device", "cpu"]
     small = ["--episodes", 2, "--horizon", 3, "--every", 2, "--candidates", 4, "--seed", 5]
+    monkeypatch.setattr("worldvq.stages.act.QUIET", 0)
     text = succeed("act", *given, *small, "--out", tmp_path / "one")
     report = json.loads((tmp_path / "one" / "report.json").read_text())
     assert report["episodes"] == len(report["planner"]["returns"]) == len(report["random"]["returns"]) == 2
     steps = report["planner"]["steps"][0]
+    assert text.startswith(
+        f"playing 2 episodes of '{report['env_id']}', each planned and at random\nepisode 1, at random"
+    )
+    assert text.index("episode 1, step 1, return") < text.index(f"episode 1, step {steps}, return")
     assert probe(tmp_path / "one" / "act.mp4") == (steps + 1, "h264", "yuv420p")
     assert f"random   {report['random']['mean']:.2f}" in text and " against acting at random" in text
     monkeypatch.setattr("worldvq.stages.act._play", interrupted_at(2))

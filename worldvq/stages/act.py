@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import worldvq
 from worldvq.data.episodes import EpisodeStore
@@ -38,6 +38,8 @@ PLANNERS: dict[str, Planner] = {"shooting": random_shooting, "cem": cross_entrop
 FILMED = 600
 """Frames of the first episode that the video shows, at most."""
 FPS = 6
+QUIET = 10.0
+"""Seconds between two lines on an episode in play, where there is no terminal for a bar."""
 _USE = 7
 """Which of an episode's seeds: recordings use the first few, so these episodes are none that were recorded."""
 
@@ -129,6 +131,7 @@ def act(
             lock = Lock(out)
             try:
                 parts.prepare()
+                print(f"playing {episodes} episodes of '{about['env_id']}', each planned and at random", flush=True)
                 played = _play_all(stream, controller, episodes, seed, out / "act.mp4", parts)
                 report = {**about, **compare(*played), "seconds": round(time.monotonic() - begun, 1)}
                 write_atomic(out / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
@@ -160,10 +163,17 @@ def _play_all(
     """Play every seed both ways, those that were not played before; returns and steps (E, 2)."""
     played: list[Part] = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
+    console, last = Console(stderr=True), time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("planning", total=episodes)
-        say = functools.partial(_describe, bar, task)
+
+        def say(words: str) -> None:
+            nonlocal last
+            bar.update(task, description=words)
+            if not console.is_terminal and time.monotonic() - last >= QUIET:
+                last = time.monotonic()
+                print(words, flush=True)
+
         for number in range(episodes):
             make = functools.partial(_both_ways, stream, controller, number, seed, None if number else video, say)
             played.append(parts.ensure(number, make))
@@ -181,17 +191,14 @@ def _both_ways(
     """Play an episode by planning and at random; ``returns`` and ``steps`` (1, 2). Films the first where asked to."""
     seeds = episode_seed(seed, number, _USE), episode_seed(seed, number, _USE + 1)
     rng = np.random.default_rng(seeds[1])
+    say(f"episode {number + 1}, at random")
     at_random = _play(stream, seeds[0], functools.partial(random_action, stream.action_space, rng))
-    planned = _control(stream, controller, seeds[0], video is not None, say)
+    planned = _control(stream, controller, seeds[0], video is not None, lambda now: say(f"episode {number + 1}, {now}"))
     if video:
         _film(planned, stream.action_space, video)
     both = planned.rewards, at_random.rewards
     returns, steps = [sum(rewards) for rewards in both], [len(rewards) for rewards in both]
     return {"returns": np.array([returns], np.float64), "steps": np.array([steps], np.int64)}
-
-
-def _describe(bar: Progress, task: TaskID, words: str) -> None:
-    bar.update(task, description=words)
 
 
 def _play(stream: Any, seed: int, policy: Callable[[], np.ndarray]) -> _Episode:
