@@ -20,6 +20,8 @@ from worldvq.errors import CorruptFileError, UsageError
 from worldvq.files.reading import read_sealed, seal
 from worldvq.models.loading import save_tokenizer
 from worldvq.nn.mulaw import compress, expand
+from worldvq.planning.costs import CostModel
+from worldvq.planning.rollout import code_distance, forecast_plans
 from worldvq.stages.tokens import open_tokens, tokenize
 from worldvq.types import TokenClip, samples_from_model, samples_to_model
 from worldvq.world.model import WorldModel
@@ -182,6 +184,22 @@ def test_scores_of_frames_are_of_frames(world):
     silent = make_world()
     plain = dataclasses.replace(clip, tokens=silent.tokenize(make_frames(2, 5)))
     assert silent.score(plain, 2).sound_nats.shape == (2, 3, 0)
+
+
+def test_a_goal_is_as_near_as_it_looks_whatever_is_heard():
+    world, frames, sounds = make_heard_world(), make_frames(3, 1), make_sounds(6, 1)
+    tokens, other = (world.tokenize(frames, some)[:, 0] for some in sounds.split(3))
+    rows, codes = world.tokenizer.grid[0], world.tokenizer.quantizer.codebook
+    assert torch.equal(tokens[:, :rows], other[:, :rows]) and (tokens != other).flatten(1).any(1).all()
+    distances = (codes[tokens[:, :rows]] - codes[tokens[0, :rows]]).square().mean((1, 2, 3))
+    torch.testing.assert_close(code_distance(world.engine, other, tokens[0]), distances)
+    reached = forecast_plans(world.start(frames[:1], [[]]), [[1]]).tokens[0, 0, :rows]
+    candidates = torch.tensor([0.0, 1.0, 0.0]).view(1, 1, 1, -1)
+    for gradient in (False, True):
+        info = {"pixels": frames[:1, None], "goal": frames[1:2, None]}
+        cost = CostModel(world).get_cost(info, candidates.requires_grad_(gradient))
+        distance = (codes[reached] - codes[tokens[1, :rows]]).square().mean()
+        torch.testing.assert_close(cost.detach(), distance.detach().view(1, 1))
 
 
 def test_pitches_are_found():
