@@ -126,7 +126,9 @@ class Loop:
             group["lr"] = learning_rate(step, step / self.config.steps if done is None else done, self.config.optimizer)
         written = _written_by_a_step(self.model)
         before = [tensor.detach().clone() for tensor in written]
-        seed = (self.config.seed << 32) + step  # equal on all processes, and a function of the step alone
+        # Equal on all processes, a function of the step alone. A CPU's generator keeps the low 32 bits, the step: two
+        # seeds draw the same there, of batches that differ; two steps do not.
+        seed = (self.config.seed << 32) + step
         torch.manual_seed(seed)
         clips = self._initialize(self._clips(self.batches, step))
         torch.manual_seed(seed)  # as if nothing had been drawn to initialize
