@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from worldvq.errors import UsageError
 from worldvq.models.config import DynamicsConfig, PriorConfig
 from worldvq.models.dynamics import ActionEmbedding, Dynamics
+from worldvq.nn.merge import Merge
 from worldvq.nn.recall import Recall
 from worldvq.types import ActionSpace
 
@@ -26,18 +28,23 @@ def random_actions(space, *shape):
     return factors[0] if space.kind == "discrete" else torch.stack(factors, -1)
 
 
-def make(kind="discrete", grid=(2, 3), num_codes=7, recall=False):
-    model = Dynamics(CONFIG.model_copy(update={"recall": recall}), grid, num_codes, SPACES[kind]).eval()
+def make(kind="discrete", grid=(2, 3), num_codes=7, recall=False, merge=1):
+    config = CONFIG.model_copy(update={"recall": recall, "merge": merge})
+    model = Dynamics(config, grid, num_codes, SPACES[kind]).eval()
     for parameter in model.parameters():  # nothing may be hidden by zero-initialised branches
         torch.nn.init.normal_(parameter, std=0.3)
     return model
 
 
-@pytest.mark.parametrize(("kind", "recall"), [*((kind, False) for kind in SPACES), ("discrete", True)])
+CASES = [*((kind, False, 1) for kind in SPACES), ("discrete", True, 1), ("discrete", False, 2), ("discrete", True, 2)]
+
+
+@pytest.mark.parametrize(("kind", "recall", "merge"), CASES)
 @torch.no_grad()
-def test_no_logit_sees_its_own_token_a_later_one_or_a_later_action(kind, recall):
-    model, steps = make(kind, recall=recall), 8 if recall else 6
-    tokens, actions = torch.randint(7, (1, steps, 2, 3)), random_actions(SPACES[kind], 1, steps)
+def test_no_logit_sees_its_own_token_a_later_one_or_a_later_action(kind, recall, merge):
+    width, steps = 4 if merge == 2 else 3, 8 if recall else 6
+    model = make(kind, (2, width), recall=recall, merge=merge)
+    tokens, actions = torch.randint(7, (1, steps, 2, width)), random_actions(SPACES[kind], 1, steps)
     logits = model(tokens, actions).logits  # [:, t] is of frame t + 1
 
     def changed(new_tokens, new_actions):
@@ -46,10 +53,10 @@ def test_no_logit_sees_its_own_token_a_later_one_or_a_later_action(kind, recall)
     # Frames back through the sliding windows of all blocks, and of recall.
     window = (CONFIG.num_blocks + recall) * (CONFIG.context_frames - 1)
     for frame in range(steps):
-        for place in range(6):
+        for place in range(2 * width):
             other = tokens.clone()
-            other[0, frame, place // 3, place % 3] = (other[0, frame, place // 3, place % 3] + 1) % 7
-            hit = changed(other, actions)  # (steps - 1, 6): frames 1 ... by place
+            other[0, frame].view(-1)[place] = (other[0, frame].view(-1)[place] + 1) % 7
+            hit = changed(other, actions)  # (steps - 1, places): frames 1 ... by place
             for target in range(1, steps):
                 if target < frame or target > frame + window + 1:
                     assert not hit[target - 1].any()
@@ -66,17 +73,41 @@ def test_no_logit_sees_its_own_token_a_later_one_or_a_later_action(kind, recall)
         assert step >= steps - 1 or hit[step].all()
 
 
+@pytest.mark.parametrize("merge", [1, 2])
 @pytest.mark.parametrize(("kind", "recall"), [(kind, recall) for kind in SPACES for recall in (False, True)])
 @torch.no_grad()
-def test_streaming_with_the_ring_cache_equals_the_full_pass(kind, recall):
-    model, steps = make(kind, recall=recall), 11  # the ring of 3 turns over several times
-    tokens, actions = torch.randint(7, (2, steps, 2, 3)), random_actions(SPACES[kind], 2, steps)
+def test_streaming_with_the_ring_cache_equals_the_full_pass(kind, recall, merge):
+    model, steps = make(kind, (2, 4), recall=recall, merge=merge), 11  # the ring of 3 turns over several times
+    tokens, actions = torch.randint(7, (2, steps, 2, 4)), random_actions(SPACES[kind], 2, steps)
     full, state = model.context(tokens, actions), model.start(2)
     for t in range(steps):
         one = model.observe(tokens[:, t], actions[:, t], state)
         torch.testing.assert_close(one.context[:, 0], full.context[:, t], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(one.rewards[:, 0], full.rewards[:, t], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(one.termination[:, 0], full.termination[:, t], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_squares_are_merged_and_split_as_numpy_cuts_them():
+    layer = Merge((6, 4), 2, 3)
+    torch.nn.init.normal_(layer.out.weight)
+    x, coarse = np.random.default_rng(0).standard_normal((5, 24, 3)), torch.randn(5, 6, 3)
+    grid, squares = x.reshape(5, 6, 4, 3), [(slice(i, i + 2), slice(j, j + 2)) for i in (0, 2, 4) for j in (0, 2)]
+    cut = np.stack([grid[:, rows, columns].reshape(5, 12) for rows, columns in squares], axis=1)  # (5, 6, 12)
+    merged = layer.join(torch.from_numpy(x).float())
+    np.testing.assert_allclose(merged, cut @ layer.into.weight.numpy().T, rtol=1e-5, atol=1e-5)
+    back = grid.copy()
+    for number, (rows, columns) in enumerate(squares):
+        back[:, rows, columns] += (coarse[:, number] @ layer.out.weight.T).numpy().reshape(5, 2, 2, 3)
+    back = torch.from_numpy(back.reshape(5, 24, 3)).float()
+    torch.nn.init.normal_(layer.feed_forward[-1].weight)
+    expected = layer.norm(back + layer.feed_forward(back))
+    torch.testing.assert_close(layer.split(coarse, torch.from_numpy(x).float()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_grid_that_does_not_divide_is_refused_with_what_would():
+    with pytest.raises(UsageError, match=r"dynamics\.merge 2: a grid of 21x21 .* set it to 1 or 3 or 7"):
+        make(grid=(21, 21), merge=2)
 
 
 @torch.no_grad()

@@ -78,12 +78,13 @@ def test_the_bound_of_a_tokenizer_holds(config):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.builds(DynamicsConfig, prior=priors, **sizes),
+    st.builds(DynamicsConfig, prior=priors, recall=st.booleans(), merge=st.integers(1, 8), **sizes),
     st.tuples(st.integers(1, 24), st.integers(1, 24)),
     st.integers(1, 5000),
     spaces,
 )
 def test_the_bound_of_a_dynamics_holds(config, grid, num_codes, space):
+    grid = grid[0] * config.merge, grid[1] * config.merge
     made = elements(lambda: Dynamics(config, grid, num_codes, space))
     assert made <= dynamics_size(config, grid, num_codes, space)
 

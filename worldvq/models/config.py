@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from worldvq.config.fields import Config, Depth, FrameSize, NonNegativeFloat, PositiveInt, Size
+from worldvq.errors import UsageError
 from worldvq.nn.config import QuantizerConfig
 
 Blocks = Annotated[int, Field(gt=0, le=128)]
@@ -67,6 +68,10 @@ def _heads_fit(config: Any) -> Any:
     return config
 
 
+MOST_MERGED = 8
+"""Tokens a side of the squares that a context network works on, at most."""
+
+
 class PriorConfig(Config):
     """The autoregressive model over the tokens of one frame."""
 
@@ -97,6 +102,9 @@ class DynamicsConfig(Config):
     """Frames that temporal attention sees, the current one included; the size of the ring cache."""
     recall: bool = False
     """Attention to whole frames: what came before, or after, the last time one saw this and did that."""
+    merge: Annotated[int, Field(ge=1, le=MOST_MERGED)] = 1
+    """The context network works on squares of so many tokens a side; the grid must divide by it. The prior draws every
+    token all the same, and sees what stood at its place. For fine grids: of 16x16 tokens, 2 leaves 8x8 positions."""
     width: Size = 128
     """Channels of the context network; must divide by 4 x ``num_heads``."""
     num_blocks: Blocks = 3
@@ -106,6 +114,21 @@ class DynamicsConfig(Config):
     prior: PriorConfig = PriorConfig()
 
     _check_heads = model_validator(mode="after")(_heads_fit)
+
+    def merged(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of a grid of tokens in squares of ``merge`` a side.
+
+        Raises:
+            UsageError: It does not divide into them.
+        """
+        height, width = grid
+        if height % self.merge or width % self.merge:
+            fitting = [side for side in range(1, MOST_MERGED + 1) if not (height % side or width % side)]
+            raise UsageError(
+                f"dynamics.merge {self.merge}: a grid of {height}x{width} tokens does not divide into squares of "
+                f"{self.merge}x{self.merge}; set it to {' or '.join(map(str, fitting))}"
+            )
+        return height // self.merge, width // self.merge
 
 
 class SceneQuantizerConfig(QuantizerConfig):

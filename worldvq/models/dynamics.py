@@ -12,6 +12,7 @@ from worldvq.models.layout import Possible, PossiblePrior, SoundTokens, TokenLay
 from worldvq.models.priors import make_prior
 from worldvq.nn.attention import Attention, FeedForward, RingCache, grid_angles, ring_ages, rotary_angles
 from worldvq.nn.initialize import start_as_embeddings, start_like_codes
+from worldvq.nn.merge import Merge
 from worldvq.nn.recall import Recall, RecallRing
 from worldvq.nn.symlog import NUM_BINS
 from worldvq.types import UNBOUNDED, ActionSpace
@@ -158,6 +159,9 @@ class Dynamics(nn.Module):
             num_codes: How many different ones there are.
             action_space: What an action is.
             sound: What is heard in a step, if anything.
+
+        Raises:
+            UsageError: The grid does not divide into squares of ``config.merge`` tokens.
         """
         super().__init__()
         self.config = config
@@ -165,14 +169,15 @@ class Dynamics(nn.Module):
         self.grid = grid = self.layout.grid
         self.num_codes = num_codes = self.layout.num_codes
         self.action_space = action_space
-        width, length = config.width, grid[0] * grid[1]
+        width, length, coarse = config.width, grid[0] * grid[1], config.merged(grid)
         self.embed = nn.Embedding(num_codes, width)
-        self.position = nn.Parameter(0.02 * torch.randn(length, width))
+        self.position = nn.Parameter(0.02 * torch.randn(coarse[0] * coarse[1], width))
         self.embed_action = ActionEmbedding(action_space, width)
         self.blocks: list[SpaceTimeBlock] = nn.ModuleList(  # type: ignore[assignment]
             SpaceTimeBlock(width, config.num_heads) for _ in range(config.num_blocks)
         )
         self.recall = Recall(width, config.num_heads, length) if config.recall else None
+        self.merge = Merge(grid, config.merge, width) if config.merge > 1 else None
         self.norm = nn.LayerNorm(width)
         self.prior = make_prior(config.prior, grid, num_codes, context_dim=width)
         self.forecast: nn.Module = nn.Linear(width, num_codes)
@@ -180,7 +185,7 @@ class Dynamics(nn.Module):
         self.salience = nn.Linear(width, 1)
         self.reward = nn.Linear(width, NUM_BINS)
         self.termination = nn.Linear(width, 1)
-        angles = grid_angles(grid, width // config.num_heads)
+        angles = grid_angles(coarse, width // config.num_heads)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         self.cos: Tensor
@@ -201,9 +206,17 @@ class Dynamics(nn.Module):
             for table, codebook in zip(tables, codebooks, strict=True):
                 start_like_codes(table, codebook)
 
-    def _inputs(self, frames: Tensor, actions: Tensor) -> Tensor:
-        """Sum of embeddings of tokens (..., N, width), of their positions, and of actions (..., width)."""
-        return frames + self.position + actions[..., None, :]
+    def _inputs(self, frames: Tensor, actions: Tensor, recalled: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what the blocks work on, and what each position (..., N, width) knows without them.
+
+        The first is the sum of embeddings of tokens, merged where the config says so, of their positions, and of
+        actions (..., width), and of what is recalled.
+        """
+        if self.merge is None:
+            x = frames + self.position + actions[..., None, :]
+            return (x if recalled is None else x + recalled), frames
+        known = frames if recalled is None else frames + recalled
+        return self.merge.join(known) + self.position + actions[..., None, :], known
 
     def forward(self, tokens: Tensor, actions: Tensor) -> Prediction:
         """Predict every next frame of whole clips in parallel, teacher-forced.
@@ -227,9 +240,8 @@ class Dynamics(nn.Module):
         """
         steps = tokens.shape[1]
         frames, taken = self.embed(tokens.flatten(2)), self.embed_action(actions)
-        x = self._inputs(frames, taken)  # (B, T, N, W)
-        if self.recall is not None:
-            x = x + self.recall(frames, taken, self.config.context_frames)
+        recalled = None if self.recall is None else self.recall(frames, taken, self.config.context_frames)
+        x, known = self._inputs(frames, taken, recalled)  # (B, T, n, W), (B, T, N, W)
         angles = rotary_angles(torch.arange(steps, device=x.device)[:, None].float(), self.blocks[0].time.head_dim)
         cos, sin = angles.cos(), angles.sin()
         # Each frame sees itself and the context_frames - 1 before it: what the ring cache holds when streaming.
@@ -239,19 +251,21 @@ class Dynamics(nn.Module):
             x = x + block.space(x, self.cos, self.sin, axis=2)
             x = x + block.time(x, cos, sin, window, axis=1)
             x = x + block.feed_forward(x)
-        return self._output(x)
+        return self._output(x, known)
 
-    def _output(self, x: Tensor) -> DynamicsOutput:
-        x = self.norm(x)  # (B, T, N, W)
+    def _output(self, x: Tensor, known: Tensor) -> DynamicsOutput:
+        context = self.merge and self.merge.split(x, known)  # (B, T, N, W)
+        x = self.norm(x)  # (B, T, n, W)
         outcome = self.outcome(x)
         # A mean over positions would drown an object about to be touched, which fills one of them.
         outcome = (self.salience(outcome).softmax(2) * outcome).sum(2)  # (B, T, W)
-        return DynamicsOutput(x.unflatten(2, self.grid), self.reward(outcome), self.termination(outcome)[..., 0])
+        context = (x if context is None else context).unflatten(2, self.grid)
+        return DynamicsOutput(context, self.reward(outcome), self.termination(outcome)[..., 0])
 
     def start(self, batch: int) -> DynamicsState:
         """Return an empty state for streaming ``batch`` worlds."""
-        rows, size, like = batch * self.grid[0] * self.grid[1], self.config.context_frames, self.position
-        caches = [RingCache.empty(rows, block.time, size, like) for block in self.blocks]
+        size, like = self.config.context_frames, self.position
+        caches = [RingCache.empty(batch * len(like), block.time, size, like) for block in self.blocks]
         recalled = None if self.recall is None else RecallRing.for_frames(batch, size, self.recall, like)
         zeros = torch.zeros(1 + batch, dtype=torch.int64, device=like.device)
         return DynamicsState(caches, recalled, zeros[:1].clone(), zeros[1:].clone())
@@ -271,10 +285,11 @@ class Dynamics(nn.Module):
 
     def advance(self, frame: Tensor, taken: Tensor, state: DynamicsState) -> DynamicsOutput:
         """As :meth:`observe`, of what is embedded already: a frame (B, N, width) and the action (B, width)."""
-        x = self._inputs(frame, taken)  # (B, N, W)
+        recalled = None
         if self.recall is not None:
             assert state.recalled is not None
-            x = x + state.recalled.recall(self.recall, frame, taken, state.clock, state.ages)
+            recalled = state.recalled.recall(self.recall, frame, taken, state.clock, state.ages)
+        x, known = self._inputs(frame, taken, recalled)  # (B, n, W), (B, N, W)
         ages, slot = ring_ages(state.clock, state.size)
         angles = rotary_angles(-ages[:, None].float(), self.blocks[0].time.head_dim)
         cos, sin = angles.cos(), angles.sin()
@@ -286,7 +301,7 @@ class Dynamics(nn.Module):
             x = x + block.feed_forward(x)
         state.clock += 1
         state.ages += 1
-        return self._output(x[:, None])
+        return self._output(x[:, None], known[:, None])
 
 
 def _initialize(dynamics: Dynamics) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from worldvq.nn.attention import Attention, FeedForward
+from worldvq.nn.merge import Merge
 from worldvq.nn.recall import Recall
 
 
@@ -14,7 +15,7 @@ def start_as_embeddings(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)
-        if isinstance(module, Attention | Recall):
+        if isinstance(module, Attention | Recall | Merge):
             nn.init.zeros_(module.out.weight)
         if isinstance(module, FeedForward):
             nn.init.zeros_(module[-1].weight)  # type: ignore[arg-type]

@@ -106,10 +106,10 @@ class RecallRing(RingCache):
 
     @classmethod
     def for_frames(cls, batch: int, size: int, recall: Recall, like: Tensor) -> RecallRing:
-        """Return a ring of zeros for a layer, on the device and of the type of ``like`` (N, width)."""
-        length, width = like.shape
+        """Return a ring of zeros for a layer, on the device and of the type of ``like``."""
+        length, inner = recall.place.shape
         heads = 2 * recall.num_heads
-        keys, values = (batch, 1, size, 3 * width), (batch, heads, size, length * recall.head_dim)
+        keys, values = (batch, 1, size, inner + inner // 2), (batch, heads, size, length * recall.head_dim)
         return cls(like.new_zeros(keys), like.new_zeros(values))
 
     def recall(self, recall: Recall, frame: Tensor, action: Tensor, clock: Tensor, seen: Tensor) -> Tensor:

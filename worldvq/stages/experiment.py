@@ -198,7 +198,8 @@ class ExperimentConfig(
             source: What has them, for messages.
 
         Raises:
-            UsageError: ``tokenizer.frame_size`` was given and is another one, or ``tokenizer.downsample`` does not fit.
+            UsageError: ``tokenizer.frame_size`` was given and is another one, or ``tokenizer.downsample`` or
+                ``dynamics.merge`` does not fit.
         """
         if "frame_size" in self.tokenizer.model_fields_set:
             require_same(
@@ -209,7 +210,10 @@ class ExperimentConfig(
                 "leave tokenizer.frame_size out, or record again",
             )
         settings = self.tokenizer.model_dump(exclude_unset=True) | {"frame_size": size}
-        return self.model_copy(update={"tokenizer": build(TokenizerConfig, settings, source)})
+        tokenizer = build(TokenizerConfig, settings, source)
+        if self.env.audio_key is None:  # under frames with sound there are more rows of tokens
+            self.dynamics.merged(tokenizer.grid)
+        return self.model_copy(update={"tokenizer": tokenizer})
 
 
 def defaults(stage: type[Config]) -> dict[str, Any]:
