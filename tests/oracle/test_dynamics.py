@@ -90,7 +90,6 @@ def test_streaming_with_the_ring_cache_equals_the_full_pass(kind, recall, merge)
 @torch.no_grad()
 def test_squares_are_merged_and_split_as_numpy_cuts_them():
     layer = Merge((6, 4), 2, 3)
-    torch.nn.init.normal_(layer.out.weight)
     x, coarse = np.random.default_rng(0).standard_normal((5, 24, 3)), torch.randn(5, 6, 3)
     grid, squares = x.reshape(5, 6, 4, 3), [(slice(i, i + 2), slice(j, j + 2)) for i in (0, 2, 4) for j in (0, 2)]
     cut = np.stack([grid[:, rows, columns].reshape(5, 12) for rows, columns in squares], axis=1)  # (5, 6, 12)
@@ -100,7 +99,6 @@ def test_squares_are_merged_and_split_as_numpy_cuts_them():
     for number, (rows, columns) in enumerate(squares):
         back[:, rows, columns] += (coarse[:, number] @ layer.out.weight.T).numpy().reshape(5, 2, 2, 3)
     back = torch.from_numpy(back.reshape(5, 24, 3)).float()
-    torch.nn.init.normal_(layer.feed_forward[-1].weight)
     expected = layer.norm(back + layer.feed_forward(back))
     torch.testing.assert_close(layer.split(coarse, torch.from_numpy(x).float()), expected, rtol=1e-4, atol=1e-4)
 
