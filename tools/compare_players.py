@@ -4,9 +4,9 @@
 
 A player is a policy (`worldvq record`), with `@HOLD` another `record.hold` and with `:FRAMES` another number of frames
 than ``--frames``; with `+` clips of two recordings in turns, half of the frames by each; `explore` is `retrace` that
-undoes nothing. Tokenizer and
-situations are the same for all, training takes ``--seconds`` each, in turns. The test recording is by `retrace`, of
-another seed. Prints and writes a Markdown table. The same players again keep recordings, tokenizer and tokens.
+undoes nothing. Tokenizer and situations are the same for all, training takes ``--seconds`` each, in turns. The test
+recording is by `retrace`, of another seed. Prints and writes a Markdown table. The same players again keep recordings,
+tokenizer and tokens.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ def prepare(config: ExperimentConfig, root: Path, wanted: set[tuple[str, int]]) 
     record(config.env, config.record.model_copy(update=test), root / "test").close()
     data = {}
     for policy, frames in sorted(wanted):
-        name, _, hold = policy.partition("@")
-        given = {"policy": name.replace("explore", "retrace"), "frames": frames}
-        if hold:
-            given["hold"] = int(hold)
+        name, _, hold = policy.rpartition("@")
+        if not hold.isdigit():
+            name, hold = policy, str(config.record.hold)
+        given = {"policy": name.replace("explore", "retrace"), "frames": frames, "hold": int(hold)}
         if name == "explore":
             given["undo"] = {}
         data[policy, frames] = root / "data" / f"{policy.replace('/', '_')}_{frames}"

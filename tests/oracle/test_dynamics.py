@@ -73,12 +73,12 @@ def test_no_logit_sees_its_own_token_a_later_one_or_a_later_action(kind, recall,
         assert step >= steps - 1 or hit[step].all()
 
 
-@pytest.mark.parametrize("merge", [1, 2])
-@pytest.mark.parametrize(("kind", "recall"), [(kind, recall) for kind in SPACES for recall in (False, True)])
+@pytest.mark.parametrize(("kind", "recall", "merge"), [*CASES, ("multi_discrete", True, 1), ("box", True, 1)])
 @torch.no_grad()
 def test_streaming_with_the_ring_cache_equals_the_full_pass(kind, recall, merge):
-    model, steps = make(kind, (2, 4), recall=recall, merge=merge), 11  # the ring of 3 turns over several times
-    tokens, actions = torch.randint(7, (2, steps, 2, 4)), random_actions(SPACES[kind], 2, steps)
+    grid, steps = (4, 6) if merge == 2 else (2, 3), 11  # the ring of 3 turns over several times
+    model = make(kind, grid, recall=recall, merge=merge)
+    tokens, actions = torch.randint(7, (2, steps, *grid)), random_actions(SPACES[kind], 2, steps)
     full, state = model.context(tokens, actions), model.start(2)
     for t in range(steps):
         one = model.observe(tokens[:, t], actions[:, t], state)
@@ -101,6 +101,15 @@ def test_squares_are_merged_and_split_as_numpy_cuts_them():
     back = torch.from_numpy(back.reshape(5, 24, 3)).float()
     expected = layer.norm(back + layer.feed_forward(back))
     torch.testing.assert_close(layer.split(coarse, torch.from_numpy(x).float()), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_merged_positions_start_as_their_own_tokens():
+    config = CONFIG.model_copy(update={"recall": True, "merge": 2})
+    model, tokens = Dynamics(config, (2, 4), 7, SPACES["discrete"]).eval(), torch.randint(7, (2, 5, 2, 4))
+    assert model.merge is not None
+    context = model.context(tokens, random_actions(SPACES["discrete"], 2, 5)).context
+    torch.testing.assert_close(context, model.merge.norm(model.embed(tokens)))
 
 
 def test_a_grid_that_does_not_divide_is_refused_with_what_would():

@@ -23,13 +23,14 @@ HEIGHT, WIDTH, CODES, WINDOW = 16, 24, 11, 3
 
 
 def make_world(
-    kind: str = "discrete", num_blocks: int = 2, prior: str = "transformer", recall: bool = True
+    kind: str = "discrete", num_blocks: int = 2, prior: str = "transformer", recall: bool = True, merge: int = 1
 ) -> WorldModel:
     torch.manual_seed(0)
     quantizer = QuantizerConfig(num_codes=CODES, code_dim=4)
-    tokenizer = Tokenizer(tokenizer_config(quantizer, frame_size=(HEIGHT, WIDTH), downsample=8))
+    downsample = 8 if merge == 1 else 4  # 2x3 or 4x6 tokens
+    tokenizer = Tokenizer(tokenizer_config(quantizer, frame_size=(HEIGHT, WIDTH), downsample=downsample))
     inner = PriorConfig(kind=prior, width=16, num_blocks=1, num_heads=2)  # type: ignore[arg-type]
-    sizes = {"context_frames": WINDOW, "recall": recall, "num_blocks": num_blocks}
+    sizes = {"context_frames": WINDOW, "recall": recall, "num_blocks": num_blocks, "merge": merge}
     config = DynamicsConfig(width=16, num_heads=2, prior=inner, **sizes)
     dynamics = Dynamics(config, tokenizer.grid, CODES, SPACES[kind])
     torch.manual_seed(0)  # whatever was drawn to build them

@@ -14,6 +14,7 @@ from worldvq.models.dynamics import Dynamics
 from worldvq.models.loading import load_tokenizer, save_tokenizer
 from worldvq.nn.devices import resolve_device
 from worldvq.types import TokenClip
+from worldvq.world.dream import Dream
 from worldvq.world.model import WorldModel
 
 FILES = ("tokenizer.safetensors", "dynamics.safetensors")
@@ -218,6 +219,24 @@ def test_a_world_with_a_flipped_bit_in_its_description_is_refused_or_works(saved
             assert str(saved) in str(error)  # world.json, or the weights that its numbers no longer fit
             refused += 1
     assert refused > 115  # a flip in the word "checksum" makes it a world from before there were any
+
+
+def test_a_world_that_merges_positions_dreams_on_when_it_is_read_forked_and_joined(tmp_path):
+    world, frames, actions = make_world(merge=2), make_frames(2, 2), make_actions("discrete", 2, 9)
+    world.save(tmp_path)
+    imagined = WorldModel.load(tmp_path).imagine(frames, actions, seed=5, method="sequential")
+    dream = world.start(frames, actions[:, :1], seed=5)
+    for index in range(1, 5):
+        assert torch.equal(dream.step(actions[:, index]), imagined[:, index - 1])
+    both = Dream.join([dream.fork([1]), dream.fork([0])])
+    for index in range(5, 9):
+        assert torch.equal(both.step(actions.flip(0)[:, index]), imagined.flip(0)[:, index - 1])
+    path = tmp_path / "world.json"
+    description = read_sealed(path)
+    description["dynamics"]["merge"] = 3
+    path.write_bytes(seal(description))
+    with pytest.raises(CorruptFileError, match=r"world\.json is damaged: dynamics\.merge 3: a grid of 4x6"):
+        WorldModel.load(tmp_path)
 
 
 def test_a_world_that_was_not_written_to_its_end_is_none(world, saved, monkeypatch):

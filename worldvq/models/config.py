@@ -68,10 +68,6 @@ def _heads_fit(config: Any) -> Any:
     return config
 
 
-MOST_MERGED = 8
-"""Tokens a side of the squares that a context network works on, at most."""
-
-
 class PriorConfig(Config):
     """The autoregressive model over the tokens of one frame."""
 
@@ -95,6 +91,10 @@ class ImagePriorConfig(PriorConfig):
     its environment."""
 
 
+MOST_MERGED = 8
+"""Tokens a side of the squares that a context network works on, at most."""
+
+
 class DynamicsConfig(Config):
     """Context network over past frames and actions, and the prior over the next frame."""
 
@@ -103,8 +103,9 @@ class DynamicsConfig(Config):
     recall: bool = False
     """Attention to whole frames: what came before, or after, the last time one saw this and did that."""
     merge: Annotated[int, Field(ge=1, le=MOST_MERGED)] = 1
-    """The context network works on squares of so many tokens a side; the grid must divide by it. The prior draws every
-    token all the same, and sees what stood at its place. For fine grids: of 16x16 tokens, 2 leaves 8x8 positions."""
+    """The context network works on squares of so many tokens a side, which must divide the sides of the grid, rows of
+    sound included. The prior draws every token all the same, and sees what stood at its place. For fine grids: of 16x16
+    tokens, 2 leaves 8x8 positions."""
     width: Size = 128
     """Channels of the context network; must divide by 4 x ``num_heads``."""
     num_blocks: Blocks = 3

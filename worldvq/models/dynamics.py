@@ -101,7 +101,7 @@ class DynamicsState:
     frames of its own, each row knows for itself: rows may have begun at different times.
 
     Attributes:
-        caches: One a block, its rows the positions of the B worlds, B-major.
+        caches: One a block, its rows the positions (or squares of them) of the B worlds, B-major.
         recalled: Of whole frames, its rows the B worlds; None where the network has no such layer.
         clock: (1,) int64, frames written so far; it says which slot is next.
         ages: (B,) int64, frames that each row has observed.
@@ -207,16 +207,22 @@ class Dynamics(nn.Module):
                 start_like_codes(table, codebook)
 
     def _inputs(self, frames: Tensor, actions: Tensor, recalled: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return what the blocks work on, and what each position (..., N, width) knows without them.
+        """Sum up what the blocks work on.
 
-        The first is the sum of embeddings of tokens, merged where the config says so, of their positions, and of
-        actions (..., width), and of what is recalled.
+        Args:
+            frames: (..., N, width), embedded.
+            actions: (..., width), embedded.
+            recalled: (..., N, width), if anything is.
+
+        Returns:
+            (..., n, width), that of positions or, where they are merged, of squares; and what :meth:`Merge.split` needs
+            of each position (..., N, width).
         """
-        if self.merge is None:
-            x = frames + self.position + actions[..., None, :]
-            return (x if recalled is None else x + recalled), frames
-        known = frames if recalled is None else frames + recalled
-        return self.merge.join(known) + self.position + actions[..., None, :], known
+        if self.merge is not None:
+            frames = frames if recalled is None else frames + recalled
+            return self.merge.join(frames) + self.position + actions[..., None, :], frames
+        x = frames + self.position + actions[..., None, :]
+        return (x if recalled is None else x + recalled), frames
 
     def forward(self, tokens: Tensor, actions: Tensor) -> Prediction:
         """Predict every next frame of whole clips in parallel, teacher-forced.
@@ -254,13 +260,14 @@ class Dynamics(nn.Module):
         return self._output(x, known)
 
     def _output(self, x: Tensor, known: Tensor) -> DynamicsOutput:
-        context = self.merge and self.merge.split(x, known)  # (B, T, N, W)
-        x = self.norm(x)  # (B, T, n, W)
+        """Return what is said of frames, of x (B, T, n, W) and ``known`` (B, T, N, W); see :meth:`_inputs`."""
+        context = None if self.merge is None else self.merge.split(x, known)
+        x = self.norm(x)
         outcome = self.outcome(x)
         # A mean over positions would drown an object about to be touched, which fills one of them.
         outcome = (self.salience(outcome).softmax(2) * outcome).sum(2)  # (B, T, W)
-        context = (x if context is None else context).unflatten(2, self.grid)
-        return DynamicsOutput(context, self.reward(outcome), self.termination(outcome)[..., 0])
+        context = x if context is None else context
+        return DynamicsOutput(context.unflatten(2, self.grid), self.reward(outcome), self.termination(outcome)[..., 0])
 
     def start(self, batch: int) -> DynamicsState:
         """Return an empty state for streaming ``batch`` worlds."""
@@ -293,10 +300,10 @@ class Dynamics(nn.Module):
         ages, slot = ring_ages(state.clock, state.size)
         angles = rotary_angles(-ages[:, None].float(), self.blocks[0].time.head_dim)
         cos, sin = angles.cos(), angles.sin()
-        filled = (ages <= state.ages[:, None]).repeat_interleave(x.shape[1], 0)[:, None, None]  # (B N, 1, 1, size)
+        filled = (ages <= state.ages[:, None]).repeat_interleave(x.shape[1], 0)[:, None, None]  # (B n, 1, 1, size)
         for block, cache in zip(self.blocks, state.caches, strict=True):
             x = x + block.space(x, self.cos, self.sin)
-            rows = x.reshape(-1, 1, x.shape[-1])  # (B N, 1, W)
+            rows = x.reshape(-1, 1, x.shape[-1])  # (B n, 1, W)
             x = x + cache.attend(block.time, rows, slot, cos, sin, filled).view_as(x)
             x = x + block.feed_forward(x)
         state.clock += 1

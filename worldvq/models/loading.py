@@ -46,7 +46,8 @@ def dynamics_size(config: DynamicsConfig, grid: tuple[int, int], num_codes: int,
     tables = (2 * num_codes + 3 * positions + choices + 20 + NUM_BINS) * (width + inner) + 4 * num_codes
     blocks = 40 * (config.num_blocks * width**2 + config.prior.num_blocks * inner**2)
     blocks += (12 * width + 2 * positions + 20) * width  # recall
-    blocks += (2 * config.merge**2 + 8) * width**2 + 20 * width  # merging
+    if config.merge > 1:
+        blocks += (2 * config.merge**2 + 8) * width**2 + 20 * width
     return tables + blocks + 4 * width**2 + width * inner + positions**2 + 1000
 
 

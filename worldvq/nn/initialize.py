@@ -11,7 +11,10 @@ from worldvq.nn.recall import Recall
 
 
 def start_as_embeddings(model: nn.Module) -> None:
-    """Let residual branches start at zero, so that a network starts as the sum of its embeddings."""
+    """Let residual branches start at zero, so that a network starts as the sum of its embeddings.
+
+    Where positions are merged, what was merged is such a branch too: each position starts as its own token alone.
+    """
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)

@@ -106,10 +106,11 @@ class RecallRing(RingCache):
 
     @classmethod
     def for_frames(cls, batch: int, size: int, recall: Recall, like: Tensor) -> RecallRing:
-        """Return a ring of zeros for a layer, on the device and of the type of ``like``."""
+        """Return a ring of zeros for a layer and its N places, on the device and of the type of ``like``."""
         length, inner = recall.place.shape
         heads = 2 * recall.num_heads
-        keys, values = (batch, 1, size, inner + inner // 2), (batch, heads, size, length * recall.head_dim)
+        width = inner // 2  # of an action, beside the description of a frame
+        keys, values = (batch, 1, size, inner + width), (batch, heads, size, length * recall.head_dim)
         return cls(like.new_zeros(keys), like.new_zeros(values))
 
     def recall(self, recall: Recall, frame: Tensor, action: Tensor, clock: Tensor, seen: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import worldvq
 from worldvq.data.episodes import EpisodeStore
-from worldvq.errors import UsageError
+from worldvq.errors import UsageError, plural
 from worldvq.evaluation import metrics
 from worldvq.evaluation.parts import Part, Parts, key_of
 from worldvq.evaluation.protocol import check_fits
@@ -131,7 +131,9 @@ def act(
             lock = Lock(out)
             try:
                 parts.prepare()
-                print(f"playing {episodes} episodes of '{about['env_id']}', each planned and at random", flush=True)
+                print(
+                    f"playing {plural(episodes, 'episode')} of '{about['env_id']}', by plan and at random", flush=True
+                )
                 played = _play_all(stream, controller, episodes, seed, out / "act.mp4", parts)
                 report = {**about, **compare(*played), "seconds": round(time.monotonic() - begun, 1)}
                 write_atomic(out / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())

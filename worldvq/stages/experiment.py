@@ -198,8 +198,7 @@ class ExperimentConfig(
             source: What has them, for messages.
 
         Raises:
-            UsageError: ``tokenizer.frame_size`` was given and is another one, or ``tokenizer.downsample`` or
-                ``dynamics.merge`` does not fit.
+            UsageError: ``tokenizer.frame_size`` was given and is another one, or ``tokenizer.downsample`` does not fit.
         """
         if "frame_size" in self.tokenizer.model_fields_set:
             require_same(
@@ -210,10 +209,7 @@ class ExperimentConfig(
                 "leave tokenizer.frame_size out, or record again",
             )
         settings = self.tokenizer.model_dump(exclude_unset=True) | {"frame_size": size}
-        tokenizer = build(TokenizerConfig, settings, source)
-        if self.env.audio_key is None:  # under frames with sound there are more rows of tokens
-            self.dynamics.merged(tokenizer.grid)
-        return self.model_copy(update={"tokenizer": tokenizer})
+        return self.model_copy(update={"tokenizer": build(TokenizerConfig, settings, source)})
 
 
 def defaults(stage: type[Config]) -> dict[str, Any]:

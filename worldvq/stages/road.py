@@ -40,6 +40,8 @@ def run_all(config: ExperimentConfig, out: Path, say: Callable[[str], None], dev
     """
     resolve_device(device)
     config = config.for_frames(config.env.size, "env.size")  # what does not fit is refused before it is recorded
+    if config.env.audio_key is None:  # with sound there are more rows of tokens, how many is not known yet
+        config.dynamics.merged(config.tokenizer.grid)
     data, tokenizer, tokens, dynamics, world, report = (out / name for name in FOLDERS)
     _check_tokens(tokens, tokenizer, config.tokenizer_training.steps)
     seconds: dict[str, float] = {}

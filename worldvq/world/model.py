@@ -161,6 +161,7 @@ class WorldModel:
             if sound and not 0 < sound.num_tokens <= MAX_SOUND_TOKENS:
                 raise ValueError(f"sound_tokens {sound.num_tokens}: 1 to {MAX_SOUND_TOKENS}")
             layout = TokenLayout(config.grid, config.quantizer.num_codes, sound)
+            dynamics_config.merged(layout.grid)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptFileError(f"{path} is damaged: {error}") from None
         shape = (layout.frame, layout.num_frame_codes, action_space, sound)
