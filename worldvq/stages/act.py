@@ -131,9 +131,8 @@ def act(
             lock = Lock(out)
             try:
                 parts.prepare()
-                print(
-                    f"playing {plural(episodes, 'episode')} of '{about['env_id']}', by plan and at random", flush=True
-                )
+                count = plural(episodes, "episode")
+                print(f"playing {count} of '{about['env_id']}', each planned and at random", flush=True)
                 played = _play_all(stream, controller, episodes, seed, out / "act.mp4", parts)
                 report = {**about, **compare(*played), "seconds": round(time.monotonic() - begun, 1)}
                 write_atomic(out / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
