@@ -261,12 +261,11 @@ class Dynamics(nn.Module):
 
     def _output(self, x: Tensor, known: Tensor) -> DynamicsOutput:
         """Return what is said of frames, of x (B, T, n, W) and ``known`` (B, T, N, W); see :meth:`_inputs`."""
-        context = None if self.merge is None else self.merge.split(x, known)
-        x = self.norm(x)
-        outcome = self.outcome(x)
+        normed = self.norm(x)
+        context = normed if self.merge is None else self.merge.split(x, known)  # (B, T, N, W)
+        outcome = self.outcome(normed)
         # A mean over positions would drown an object about to be touched, which fills one of them.
         outcome = (self.salience(outcome).softmax(2) * outcome).sum(2)  # (B, T, W)
-        context = x if context is None else context
         return DynamicsOutput(context.unflatten(2, self.grid), self.reward(outcome), self.termination(outcome)[..., 0])
 
     def start(self, batch: int) -> DynamicsState:

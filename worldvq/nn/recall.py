@@ -108,8 +108,7 @@ class RecallRing(RingCache):
     def for_frames(cls, batch: int, size: int, recall: Recall, like: Tensor) -> RecallRing:
         """Return a ring of zeros for a layer and its N places, on the device and of the type of ``like``."""
         length, inner = recall.place.shape
-        heads = 2 * recall.num_heads
-        width = inner // 2  # of an action, beside the description of a frame
+        heads, width = 2 * recall.num_heads, recall.ask.in_features
         keys, values = (batch, 1, size, inner + width), (batch, heads, size, length * recall.head_dim)
         return cls(like.new_zeros(keys), like.new_zeros(values))
 
